@@ -1,0 +1,19 @@
+//! The words every room shares: ids, names, units and the specification of a sandbox.
+//!
+//! Nothing here does I/O, and nothing here is a request or a stored record: those belong to the rooms that
+//! receive or store them.
+
+mod id;
+mod name;
+mod spec;
+mod time;
+mod unit;
+
+pub use id::{ContentId, IdError, Nonce, SandboxId};
+pub use name::{ImageName, NameError, Owner, SandboxName};
+pub use spec::{
+    Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, SandboxSpec, SpecLimits, StorageLayout,
+    Thermal,
+};
+pub use time::Timestamp;
+pub use unit::{Bytes, Mebibytes, PAGE_SIZE, RamOffset, RamRun};

@@ -1,0 +1,157 @@
+//! Names that people give: safe as host names, as file names and in URLs.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a name is refused; the text tells what a good one looks like.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// No character at all.
+    #[error("a {what} must not be empty")]
+    Empty {
+        /// What was to be named.
+        what: &'static str,
+    },
+    /// More than 63 characters.
+    #[error("{what} {name:?} is longer than 63 characters")]
+    TooLong {
+        /// What was to be named.
+        what: &'static str,
+        /// The name, cut.
+        name: String,
+    },
+    /// A character that does not belong there.
+    #[error("{what} {name:?} may have only a-z, 0-9 and '-', and must begin and end with a letter or digit")]
+    BadCharacter {
+        /// What was to be named.
+        what: &'static str,
+        /// The name, cut.
+        name: String,
+    },
+    /// It would be taken for an id.
+    #[error("{what} {name:?} looks like an id (16 hex digits); choose another")]
+    LooksLikeId {
+        /// What was to be named.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+}
+
+/// A DNS label: 1 to 63 of `a-z`, `0-9`, `-`, not at the ends (RFC 1123, section 2.1).
+fn check_label(what: &'static str, name: &str) -> Result<(), NameError> {
+    let cut = || name.chars().take(80).collect::<String>();
+    if name.is_empty() {
+        return Err(NameError::Empty { what });
+    }
+    let ok = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if !ok || name.starts_with('-') || name.ends_with('-') {
+        return Err(NameError::BadCharacter { what, name: cut() });
+    }
+    if name.len() > 63 {
+        return Err(NameError::TooLong { what, name: cut() });
+    }
+    Ok(())
+}
+
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+            fn try_from(text: String) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+label!(
+    /// A sandbox's name, which is its host name too.
+    SandboxName,
+    "sandbox name"
+);
+label!(
+    /// An image's name.
+    ImageName,
+    "image name"
+);
+label!(
+    /// Whose a thing is.
+    Owner,
+    "owner"
+);
+
+impl FromStr for SandboxName {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        check_label("sandbox name", text)?;
+        if text.parse::<crate::SandboxId>().is_ok() {
+            return Err(NameError::LooksLikeId { what: "sandbox name", name: text.to_owned() });
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl FromStr for ImageName {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        check_label("image name", text).map(|()| Self(text.to_owned()))
+    }
+}
+
+impl FromStr for Owner {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        check_label("owner", text).map(|()| Self(text.to_owned()))
+    }
+}
+
+impl Owner {
+    /// Whoever holds the admin key or the unix socket.
+    #[must_use]
+    pub fn admin() -> Self {
+        Self("admin".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_dns_labels() {
+        for good in ["a", "web-1", "0", &"x".repeat(63)] {
+            assert!(good.parse::<SandboxName>().is_ok(), "{good:?}");
+        }
+        for bad in ["", "-a", "a-", "A", "a b", "a/b", "..", "a_b", "a.b", "ä", &"x".repeat(64), "0123456789abcdef"] {
+            assert!(bad.parse::<SandboxName>().is_err(), "{bad:?}");
+        }
+    }
+}
