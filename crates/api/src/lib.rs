@@ -1,1 +1,21 @@
-//! (being written)
+//! The JSON that crosses HTTP: what is asked and what is told, for server and client alike.
+//!
+//! Requests refuse unknown fields, so that a misspelt option is an error and not a surprise. Everything here is
+//! shape only: checking what a request means is the server's part.
+
+mod error;
+mod exec;
+mod host;
+mod request;
+mod sandbox;
+
+pub use error::{ErrorBody, ErrorDetail};
+pub use exec::{ExecEvent, ExecRequest, ExecResponse, ShellControl, TtySize};
+pub use host::{Event, Health, ImageObject, Version};
+pub use request::{CreateRequest, EditRequest, FileSpec, StartRequest, StopRequest, VolumeSpec};
+pub use sandbox::{FileEntry, FileStat, LastTransition, Sandbox, Session, SandboxReply};
+
+/// Name of the header that carries a file's mode in octal on `GET` and `HEAD` of `/files`.
+pub const FILE_MODE_HEADER: &str = "x-bhatti-mode";
+/// Name of the header that carries a file's full size in bytes on `GET` and `HEAD` of `/files`.
+pub const FILE_SIZE_HEADER: &str = "x-bhatti-size";

@@ -1,0 +1,123 @@
+//! What may be asked of sandboxes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// `POST /sandboxes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CreateRequest {
+    /// Name; a free one is made up when it is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Base image.
+    pub image: String,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Guest memory in MiB.
+    pub memory_mb: u64,
+    /// Root disk in MiB; the image's own size when missing. It only grows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_size_mb: Option<u64>,
+    /// Environment of every command.
+    pub env: BTreeMap<String, String>,
+    /// Names of secrets to be given to the sandbox.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
+    /// Files placed before the first command.
+    pub files: Vec<FileSpec>,
+    /// Volumes attached from the start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeSpec>,
+    /// Command line run at every boot, as a session named `init`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
+    /// Never put to sleep by itself.
+    pub keep_hot: bool,
+    /// Free-form labels.
+    pub labels: BTreeMap<String, String>,
+    /// Sandbox or snapshot to start from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Refuse (409) instead of taking a slow path.
+    pub strict: bool,
+}
+
+impl Default for CreateRequest {
+    fn default() -> Self {
+        Self {
+            name: None,
+            image: "minimal".to_owned(),
+            cpus: 1,
+            memory_mb: 512,
+            disk_size_mb: None,
+            env: BTreeMap::new(),
+            secrets: Vec::new(),
+            files: Vec::new(),
+            volumes: Vec::new(),
+            init: None,
+            keep_hot: false,
+            labels: BTreeMap::new(),
+            from: None,
+            strict: false,
+        }
+    }
+}
+
+/// A file to be placed in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileSpec {
+    /// Absolute path in the guest.
+    pub path: String,
+    /// The bytes, in base64.
+    pub content_base64: String,
+    /// Permission bits in octal, `0644` when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+}
+
+/// A volume to be attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeSpec {
+    /// Name of the volume.
+    pub name: String,
+    /// Where to mount it.
+    pub mount: String,
+    /// Whether the guest may only read it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// `PATCH /sandboxes/{id}`: what is missing stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EditRequest {
+    /// A new name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whether to stay hot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_hot: Option<bool>,
+    /// Labels to set; an empty value removes the label.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// `POST /sandboxes/{id}/start`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StartRequest {
+    /// Boot from the disk and give up the memory image.
+    pub discard_memory: bool,
+    /// Refuse (409) instead of booting from the disk.
+    pub strict: bool,
+}
+
+/// `POST /sandboxes/{id}/stop`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StopRequest {}
