@@ -1,1 +1,24 @@
-//! (being written)
+//! Makes what a guest starts from: a kernel, an initramfs, Debian images and config drives.
+//!
+//! Everything is built into files that the caller names; nothing here knows the data root. Programs of the host
+//! do the work (`apt-get`, `mmdebstrap`, `mke2fs`, `qemu-img`), as children that end with the call, and the host's
+//! own package state is never touched. No filesystem that a guest could have written is ever mounted.
+//!
+//! The functions block. Long ones take a [`Build`], which says where to keep scratch files, how to report progress
+//! and how to be stopped.
+
+mod config_drive;
+mod error;
+mod initramfs;
+mod kernel;
+mod minimal;
+mod overlay;
+mod progress;
+
+pub use config_drive::{CONFIG_DRIVE_BYTES, CONFIG_FILES_MAX_BYTES, ConfigDrive, config_drive};
+pub use error::{Error, ErrorKind, Result};
+pub use initramfs::{Initramfs, build_initramfs};
+pub use kernel::{KernelTree, fetch_kernel, kernel_from_paths};
+pub use minimal::{MinimalImage, build_minimal, minimal_recipe_id};
+pub use overlay::qemu_img_create_overlay;
+pub use progress::{Build, Cancel, Progress};
