@@ -1,0 +1,139 @@
+//! What the verbs tell: a sandbox as it is, and what a verb did to it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use types::{
+    Accel, Boot, Bytes, CloneMethod, ImageName, Labels, Mebibytes, Owner, SandboxId, SandboxName, Thermal,
+    Timestamp,
+};
+
+/// A sandbox as it is at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SandboxView {
+    /// Id.
+    pub id: SandboxId,
+    /// Name.
+    pub name: SandboxName,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Base image.
+    pub image: ImageName,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Guest memory.
+    pub memory: Mebibytes,
+    /// Root disk.
+    pub disk_size: Mebibytes,
+    /// Running, stopped or broken.
+    pub status: Status,
+    /// Hot, warm or cold.
+    pub thermal: Thermal,
+    /// Exempt from going to sleep by itself.
+    pub keep_hot: bool,
+    /// Labels.
+    pub labels: Labels,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last used.
+    pub last_active_at: Timestamp,
+    /// How often its disk was handed to a machine.
+    pub generation: u64,
+    /// How the present (or last) run began.
+    pub boot: Boot,
+    /// How its root disk was made.
+    pub clone: CloneMethod,
+    /// What executes it.
+    pub accel: Accel,
+    /// The last change of state.
+    pub last_transition: Option<Transition>,
+}
+
+/// What users are told a sandbox is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Status {
+    /// A machine exists: hot or warm.
+    Running,
+    /// On disk only.
+    Stopped,
+    /// It cannot be used as it is; the line says why and what to do.
+    Error(String),
+}
+
+impl Status {
+    /// The word in JSON.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Error(_) => "error",
+        }
+    }
+}
+
+/// How long each phase of a verb took, in the order they happened. Phases do not overlap, so they add up to the
+/// total but for the time between them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Timings {
+    /// Name and duration of each phase.
+    pub phases: Vec<(&'static str, Duration)>,
+    /// From request to reply.
+    pub total: Duration,
+}
+
+/// A change of state that was made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Transition {
+    /// `create`, `start` or `stop`.
+    pub verb: &'static str,
+    /// When it was done.
+    pub at: Timestamp,
+    /// What it took.
+    pub timings: Timings,
+    /// Byte counts by name (`private`, `stored`).
+    pub bytes: BTreeMap<&'static str, Bytes>,
+}
+
+/// What a verb did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// The sandbox afterwards.
+    pub view: SandboxView,
+    /// Whether it was made by this call (create only).
+    pub created: bool,
+    /// Whether this call changed anything.
+    pub changed: bool,
+    /// What this call took.
+    pub timings: Timings,
+    /// What the caller should know.
+    pub warnings: Vec<String>,
+}
+
+/// Something that happened, as kept and as sent to listeners.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EventView {
+    /// Position in the order of events.
+    pub seq: u64,
+    /// When.
+    pub at: Timestamp,
+    /// Such as `sandbox.created`.
+    pub kind: String,
+    /// Which sandbox, if any.
+    pub sandbox: Option<(SandboxId, String)>,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Details by kind.
+    pub detail: serde_json::Value,
+}
+
+/// What this host is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostInfo {
+    /// The VMM's version.
+    pub vmm: String,
+    /// What executes guests here.
+    pub accel: Accel,
+    /// Where the data is.
+    pub data_dir: std::path::PathBuf,
+}
