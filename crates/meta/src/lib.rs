@@ -1,1 +1,24 @@
-//! (being written)
+//! The index: one SQLite file that makes lists and events fast.
+//!
+//! # Invariants
+//! - The manifests in the sandbox directories are the truth; what the index says about a sandbox can be made again
+//!   from them with [`Index::replace_all`]. Nothing is decided about a guest's files by reading the index alone.
+//! - An event's number is never given twice. The newest [`EVENTS_KEPT`] are kept.
+//! - Every verb is one transaction: it happened or it did not.
+//!
+//! # Durability
+//! WAL with `synchronous=NORMAL`: a process that dies loses nothing, a power cut may lose the last transactions but
+//! never tears the file. That is enough for an index, and it spares every `create` and `exec` an fsync.
+//!
+//! # Concurrency
+//! Synchronous, one connection, one owner: share it behind a `Mutex`.
+
+mod error;
+mod index;
+mod row;
+mod schema;
+
+pub use error::{Error, ErrorKind, Result};
+pub use index::{EVENTS_KEPT, Index};
+pub use row::{Event, NewEvent, SandboxRow};
+pub use schema::SCHEMA_VERSION;
