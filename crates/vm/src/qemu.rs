@@ -1,0 +1,136 @@
+//! The QEMU program of this host: found, asked for its version, and what follows from the version.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use types::Arch;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// A version of QEMU; ordered as versions are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version {
+    /// 10 of 10.0.2.
+    pub major: u32,
+    /// 0 of 10.0.2.
+    pub minor: u32,
+    /// 2 of 10.0.2.
+    pub micro: u32,
+}
+
+impl Version {
+    /// Takes `10.0.2`, and anything after it that is not part of a number.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.trim().splitn(3, '.').map(|part| {
+            let digits = part.bytes().take_while(u8::is_ascii_digit).count();
+            part.get(..digits).and_then(|digits| digits.parse::<u32>().ok())
+        });
+        Some(Self { major: parts.next()??, minor: parts.next()??, micro: parts.next().flatten().unwrap_or(0) })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
+    }
+}
+
+/// The oldest QEMU whose snapshots and options this room was tried with.
+const OLDEST: Version = Version { major: 7, minor: 2, micro: 0 };
+
+/// The first one whose `memory-backend-file` can open its file read-only for a private, writable mapping
+/// (`readonly=on,rom=off`).
+const READ_ONLY_BASE: Version = Version { major: 8, minor: 2, micro: 0 };
+
+/// A QEMU that was found and answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Qemu {
+    /// The program, or a script that runs it.
+    pub path: PathBuf,
+    /// What it says it is.
+    pub version: Version,
+}
+
+impl Qemu {
+    /// Finds the program (`given`, else by its usual name in `PATH`) and asks for its version. Blocks for as long as
+    /// the program takes to print it.
+    ///
+    /// # Errors
+    /// `Missing` with the package to install, `TooOld`, or `Spawn` when it does not run.
+    pub fn discover(given: Option<&Path>, arch: Arch) -> Result<Self> {
+        const OP: &str = "looking for QEMU";
+        let (name, package) = match arch {
+            Arch::Amd64 => ("qemu-system-x86_64", "qemu-system-x86"),
+            Arch::Arm64 => ("qemu-system-aarch64", "qemu-system-arm"),
+        };
+        let path = given.map_or_else(|| PathBuf::from(name), Path::to_path_buf);
+        let shown = path.display().to_string();
+        let output = Command::new(&path).arg("--version").stdin(Stdio::null()).output().map_err(|error| {
+            match error.kind() {
+                std::io::ErrorKind::NotFound if given.is_none() => Error::new(
+                    ErrorKind::Missing,
+                    OP,
+                    format!("{name} is not installed; apt-get install {package}"),
+                ),
+                std::io::ErrorKind::NotFound => Error::new(ErrorKind::Missing, OP, format!("there is no {shown}")),
+                _ => Error::new(ErrorKind::Spawn, OP, format!("{shown} does not run")).with_source(error),
+            }
+        })?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let version = text
+            .split_once("version ")
+            .and_then(|(_, rest)| Version::parse(rest))
+            .filter(|_| output.status.success())
+            .ok_or_else(|| {
+                let said = String::from_utf8_lossy(&output.stderr);
+                let line = said.lines().chain(text.lines()).next().unwrap_or("nothing").to_owned();
+                Error::new(ErrorKind::Spawn, OP, format!("{shown} --version said: {line}"))
+            })?;
+        if version < OLDEST {
+            return Err(Error::new(
+                ErrorKind::TooOld,
+                OP,
+                format!("{shown} is {version}; {OLDEST} or newer is needed"),
+            ));
+        }
+        Ok(Self { path, version })
+    }
+
+    /// Whether it maps a RAM base without opening it for writing. When not, `MachineSpec::ram_base_writable` must be
+    /// set, and the base must be a file that this user may open read-write; its content stays as it is either way.
+    #[must_use]
+    pub fn opens_base_read_only(&self) -> bool {
+        self.version >= READ_ONLY_BASE
+    }
+
+    /// The machine type that every version from the oldest supported one on has, so that device states made by an
+    /// older QEMU load in a newer one.
+    #[must_use]
+    pub const fn machine_type(arch: Arch) -> &'static str {
+        match arch {
+            Arch::Amd64 => "pc-q35-7.2",
+            Arch::Arm64 => "virt-7.2",
+        }
+    }
+
+    /// Refuses a device state that was saved by a newer release than this one. Point releases (the last number) may
+    /// differ either way.
+    ///
+    /// # Errors
+    /// `SnapshotTooNew`.
+    pub fn check_loads(&self, saved_by: Version) -> Result<()> {
+        if (saved_by.major, saved_by.minor) > (self.version.major, self.version.minor) {
+            return Err(Error::new(
+                ErrorKind::SnapshotTooNew,
+                "loading a device state",
+                format!(
+                    "it was saved by QEMU {saved_by} and this is {}; install QEMU {}.{} or newer",
+                    self.version, saved_by.major, saved_by.minor
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
