@@ -1,0 +1,144 @@
+//! Every name under the data root, said once.
+//!
+//! # Invariants
+//! A template's directory, its staging directory and a sandbox's directory lie at the same depth, so that a relative
+//! path written into an overlay (`../../images/objects/<id>.ext4`) means the same file from each of them.
+
+use std::path::{Path, PathBuf};
+
+use types::{Arch, ContentId, ImageName, Mebibytes, SandboxId, StorageLayout};
+
+/// QMP's socket in a sandbox's directory.
+pub const QMP_SOCKET: &str = "qmp.sock";
+/// The agent channel's socket in a sandbox's directory.
+pub const AGENT_SOCKET: &str = "agent.sock";
+/// What the VMM wrote to its standard error.
+pub const VMM_LOG: &str = "vmm.log";
+/// The config drive.
+pub const CONFIG_DRIVE: &str = "config.ext4";
+/// Guest memory, while cold.
+pub const MEM_SNAP: &str = "mem.snap";
+/// Device state, while cold.
+pub const VM_SNAP: &str = "vm.snap";
+/// Device state as the VMM writes it, before it counts.
+pub const VM_SNAP_NEW: &str = "vm.snap.new";
+/// The generation record of a sandbox or a template.
+pub const MANIFEST: &str = "manifest.json";
+/// A template's RAM base.
+pub const RAM_BASE: &str = "ram.base";
+/// From a sandbox's or a template's directory up to the data root.
+pub const TO_ROOT: &str = "../..";
+
+pub(crate) const MEM_SNAP_NEW: &str = "mem.snap.new";
+pub(crate) const MANIFEST_NEW: &str = "manifest.json.new";
+/// What begins every staging name.
+pub(crate) const NEW: &str = ".new-";
+/// What begins the name of a directory on its way out.
+pub(crate) const GONE: &str = ".gone-";
+
+/// The root disk's file name in a sandbox's or a template's directory.
+#[must_use]
+pub const fn root_disk(layout: StorageLayout) -> &'static str {
+    match layout {
+        StorageLayout::Overlay => "rootfs.qcow2",
+        StorageLayout::Reflink => "rootfs.ext4",
+    }
+}
+
+/// Where things are under one data root.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    pub(crate) root: PathBuf,
+}
+
+impl Layout {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The directories made by opening a store, parents first.
+    pub(crate) fn directories(&self) -> [PathBuf; 8] {
+        [
+            self.images(),
+            self.objects(),
+            self.templates(),
+            self.zero(),
+            self.sandboxes(),
+            self.root.join("volumes"),
+            self.root.join("snapshots"),
+            self.kernel(),
+        ]
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    pub(crate) fn objects(&self) -> PathBuf {
+        self.root.join("images/objects")
+    }
+
+    pub(crate) fn object(&self, id: &ContentId) -> PathBuf {
+        self.root.join(object_below_root(id))
+    }
+
+    pub(crate) fn image_record(&self, name: &ImageName, arch: Arch) -> PathBuf {
+        self.images().join(format!("rootfs-{name}-{arch}.json"))
+    }
+
+    pub(crate) fn image_link(&self, name: &ImageName, arch: Arch) -> PathBuf {
+        self.images().join(format!("rootfs-{name}-{arch}.ext4"))
+    }
+
+    pub(crate) fn templates(&self) -> PathBuf {
+        self.root.join("templates")
+    }
+
+    pub(crate) fn template(&self, key: &ContentId) -> PathBuf {
+        self.templates().join(key.as_str())
+    }
+
+    pub(crate) fn zero(&self) -> PathBuf {
+        self.root.join("templates/zero")
+    }
+
+    pub(crate) fn sandboxes(&self) -> PathBuf {
+        self.root.join("sandboxes")
+    }
+
+    pub(crate) fn sandbox(&self, id: &SandboxId) -> PathBuf {
+        self.sandboxes().join(id.as_str())
+    }
+
+    pub(crate) fn kernel(&self) -> PathBuf {
+        self.root.join("kernel")
+    }
+
+    pub(crate) fn kernel_dir(&self, id: &ContentId) -> PathBuf {
+        self.kernel().join(id.as_str())
+    }
+
+    pub(crate) fn kernel_record(&self, arch: Arch) -> PathBuf {
+        self.kernel().join(format!("{arch}.json"))
+    }
+}
+
+/// An image's object, from the data root.
+pub(crate) fn object_below_root(id: &ContentId) -> PathBuf {
+    PathBuf::from(format!("images/objects/{id}.ext4"))
+}
+
+/// A zero base, from the data root.
+pub(crate) fn zero_below_root(memory: Mebibytes) -> PathBuf {
+    PathBuf::from(format!("templates/zero/{}.ram", memory.0))
+}
+
+/// A template's RAM base, from the data root.
+pub(crate) fn template_ram_below_root(key: &ContentId) -> PathBuf {
+    PathBuf::from(format!("templates/{key}/{RAM_BASE}"))
+}
+
+/// A path below the data root as a VMM sees it whose working directory is a sandbox's or a template's.
+pub(crate) fn from_machine_dir(below_root: &Path) -> PathBuf {
+    Path::new(TO_ROOT).join(below_root)
+}
