@@ -1,0 +1,221 @@
+//! The frames, as values.
+
+use serde::{Deserialize, Serialize};
+
+use crate::request::{FileStat, Reply, Request};
+use crate::{Entropy, Nonce};
+
+/// One message on one stream. Messages about the session itself are on stream 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frame {
+    /// The stream.
+    pub stream: u32,
+    /// What is said on it.
+    pub message: Message,
+}
+
+/// What a frame says. `host` and `guest` tell who may say it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Message {
+    /// host: begin a session (right after the magic).
+    Attach(Box<Attach>),
+    /// guest: the session has begun (right after magic and nonce).
+    Welcome(Box<Welcome>),
+    /// guest: the session was refused.
+    AttachFailed(AttachFailed),
+    /// host: end the session.
+    Detach,
+    /// guest: the session is over; nothing follows.
+    Detached,
+    /// host: open a stream.
+    Open(Box<Request>),
+    /// host: bytes for stdin, a terminal, or a file.
+    Data(Vec<u8>),
+    /// host: no more `Data`.
+    Eof,
+    /// both: this many more data bytes may be sent.
+    Credit(u32),
+    /// host: the client's terminal has another shape now.
+    Resize(WindowSize),
+    /// host: send this signal to the process group.
+    Signal(i32),
+    /// host: the client is gone. Kills the process group of an exec, detaches from a session.
+    Cancel,
+    /// guest: the process runs.
+    Started(Started),
+    /// guest: bytes of stdout, of a terminal, or of a file.
+    Stdout(Vec<u8>),
+    /// guest: bytes of stderr.
+    Stderr(Vec<u8>),
+    /// guest: the file about to be sent.
+    Meta(Box<FileStat>),
+    /// guest: the answer; ends the stream.
+    Reply(Box<Reply>),
+    /// guest: the process has ended; ends the stream.
+    Exit(ExitStatus),
+    /// guest: it could not be done; ends the stream.
+    Failed(Failure),
+}
+
+/// The host's first message.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attach {
+    /// [`crate::PROTOCOL`] of the host.
+    pub protocol: u32,
+    /// Fresh for each attach; the answer repeats it.
+    pub nonce: Nonce,
+    /// What time it is.
+    pub now_unix_ns: u64,
+    /// Mixed into the guest's random pool and credited, before anything else runs.
+    pub entropy: Entropy,
+    /// On first boots, cold boots and clones: who this guest is from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+    /// Let the root file system grow to the size of its disk.
+    #[serde(default)]
+    pub grow_root: bool,
+}
+
+/// Who a guest is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The sandbox's id.
+    pub sandbox_id: String,
+    /// The host name.
+    pub hostname: String,
+    /// 32 hex digits for /etc/machine-id.
+    pub machine_id: String,
+    /// Whether there is a config drive to read.
+    pub read_config: bool,
+}
+
+/// The agent's first message.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// [`crate::PROTOCOL`] of the agent.
+    pub protocol: u32,
+    /// The agent's version.
+    pub agent_version: String,
+    /// Kept in guest memory only: made when the guest's kernel started the agent, and again whenever an identity is
+    /// applied. The same over a sleep proves that the guest was resumed, not rebooted.
+    pub boot_nonce: Nonce,
+    /// Whether an identity has ever been applied.
+    pub configured: bool,
+    /// What did not go well, but not badly enough to refuse.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// Why a session was refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttachFailed {
+    /// For people.
+    pub message: String,
+}
+
+/// A terminal's new shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
+
+/// A process that runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Started {
+    /// Its number in the guest, which is also that of its process group.
+    pub pid: u32,
+    /// The session it belongs to, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+}
+
+/// How a process ended: `code` or `signal`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitStatus {
+    /// What it returned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// The signal that killed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Killed because its time was over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub timed_out: bool,
+    /// Another process still held its output open, so more may have been written since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub output_held: bool,
+}
+
+impl ExitStatus {
+    /// The number a shell would give: the code, or 128 + the signal.
+    pub fn shell_code(&self) -> i32 {
+        match (self.code, self.signal) {
+            (Some(code), _) => code,
+            (None, Some(signal)) => 128_i32.saturating_add(signal),
+            (None, None) => 1,
+        }
+    }
+}
+
+/// Why a stream failed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The kind, for programs.
+    pub code: ErrorCode,
+    /// For people; names the thing.
+    pub message: String,
+}
+
+/// The kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// No such file, directory or session.
+    NotFound,
+    /// A directory where a file was needed.
+    IsDirectory,
+    /// No directory where one was needed.
+    NotDirectory,
+    /// Not allowed, or a read-only file system.
+    Permission,
+    /// The disk is full.
+    NoSpace,
+    /// It is there already.
+    Exists,
+    /// The command is there and cannot be executed.
+    NotExecutable,
+    /// There is no such command.
+    CommandNotFound,
+    /// There is no such user.
+    NoSuchUser,
+    /// The request makes no sense to this agent.
+    BadRequest,
+    /// Too many streams or sessions at once.
+    TooMany,
+    /// Anything else, and what a newer agent may invent.
+    #[serde(other)]
+    Io,
+}
+
+impl ErrorCode {
+    /// The exit status by which a shell would tell of this failure, where it has one.
+    pub fn shell_code(self) -> Option<i32> {
+        match self {
+            ErrorCode::CommandNotFound => Some(127),
+            ErrorCode::NotExecutable => Some(126),
+            ErrorCode::NotFound
+            | ErrorCode::IsDirectory
+            | ErrorCode::NotDirectory
+            | ErrorCode::Permission
+            | ErrorCode::NoSpace
+            | ErrorCode::Exists
+            | ErrorCode::NoSuchUser
+            | ErrorCode::BadRequest
+            | ErrorCode::TooMany
+            | ErrorCode::Io => None,
+        }
+    }
+}
