@@ -7,6 +7,7 @@
 //! The functions block. Long ones take a [`Build`], which says where to keep scratch files, how to report progress
 //! and how to be stopped.
 
+mod apt;
 mod config_drive;
 mod error;
 mod initramfs;
@@ -14,6 +15,8 @@ mod kernel;
 mod minimal;
 mod overlay;
 mod progress;
+mod recipe;
+mod run;
 
 pub use config_drive::{CONFIG_DRIVE_BYTES, CONFIG_FILES_MAX_BYTES, ConfigDrive, config_drive};
 pub use error::{Error, ErrorKind, Result};
