@@ -1,1 +1,8 @@
-//! (being written)
+//! The only room with unsafe code: system calls and ioctls that no crate offers in a safe form.
+
+#![allow(unsafe_code)]
+
+pub mod host_pagemap;
+pub mod host_process;
+pub mod host_socket;
+pub mod host_vmread;

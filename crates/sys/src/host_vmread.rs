@@ -1,0 +1,116 @@
+//! Reading and writing the memory of another process: `process_vm_readv(2)` and `process_vm_writev(2)`.
+
+use std::io::{self, IoSlice, IoSliceMut};
+
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
+use nix::unistd::Pid;
+
+use crate::host_pagemap::AddressRange;
+
+/// `UIO_MAXIOV` (`linux/uio.h`): ranges that one call takes.
+const MAX_RANGES: usize = 1024;
+
+/// Reads the ranges one after the other into `buffer`, whose length is theirs together.
+///
+/// # Errors
+/// The process is gone (`ESRCH`), this user may not (`EPERM`), a range is not mapped (`EFAULT`), or the lengths differ.
+pub fn read_memory(pid: u32, ranges: &[AddressRange], buffer: &mut [u8]) -> io::Result<()> {
+    let pid = checked(pid, ranges, buffer.len())?;
+    let mut done = 0;
+    transfer(ranges, |remote| {
+        let moved = process_vm_readv(pid, &mut [IoSliceMut::new(&mut buffer[done..])], remote)?;
+        done += moved;
+        Ok(moved)
+    })
+}
+
+/// Writes `data` over the ranges one after the other; its length is theirs together.
+///
+/// # Errors
+/// The process is gone (`ESRCH`), this user may not (`EPERM`), a range is not mapped writable (`EFAULT`), or the
+/// lengths differ.
+pub fn write_memory(pid: u32, ranges: &[AddressRange], data: &[u8]) -> io::Result<()> {
+    let pid = checked(pid, ranges, data.len())?;
+    let mut done = 0;
+    transfer(ranges, |remote| {
+        let moved = process_vm_writev(pid, &[IoSlice::new(&data[done..])], remote)?;
+        done += moved;
+        Ok(moved)
+    })
+}
+
+fn checked(pid: u32, ranges: &[AddressRange], bytes: usize) -> io::Result<Pid> {
+    let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let total = ranges.iter().try_fold(0u64, |sum, range| sum.checked_add(range.end.checked_sub(range.start)?));
+    if total != Some(bytes as u64) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "ranges and buffer differ in length"));
+    }
+    Ok(Pid::from_raw(pid))
+}
+
+/// Calls `step` with the next ranges until all are done. The kernel may stop anywhere in them: after about 2 GiB, and
+/// before the first byte of a page that it cannot reach, which the next call then reports.
+fn transfer(
+    ranges: &[AddressRange],
+    mut step: impl FnMut(&[RemoteIoVec]) -> nix::Result<usize>,
+) -> io::Result<()> {
+    let address = |value: u64| usize::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let mut rest = ranges.to_vec();
+    rest.retain(|range| range.start < range.end);
+    let mut first = 0;
+    while first < rest.len() {
+        let mut remote = Vec::with_capacity(MAX_RANGES.min(rest.len() - first));
+        for range in rest[first..].iter().take(MAX_RANGES) {
+            remote.push(RemoteIoVec { base: address(range.start)?, len: address(range.end - range.start)? });
+        }
+        let mut moved = step(&remote)? as u64;
+        if moved == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        while moved > 0 && first < rest.len() {
+            let here = moved.min(rest[first].end - rest[first].start);
+            rest[first].start += here;
+            moved -= here;
+            if rest[first].start == rest[first].end {
+                first += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(address: u64, len: u64) -> AddressRange {
+        AddressRange { start: address, end: address + len }
+    }
+
+    #[test]
+    fn scattered_ranges_arrive_in_order_also_past_the_limit_of_one_call() {
+        let source: Vec<u8> = (0..3000u32 * 8).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        let base = source.as_ptr().addr() as u64;
+        // Every other four bytes, last ones first.
+        let ranges: Vec<_> = (0..3000u64).rev().map(|i| at(base + i * 8, 4)).collect();
+        let mut out = vec![0u8; 3000 * 4];
+        read_memory(std::process::id(), &ranges, &mut out).unwrap();
+        for (chunk, i) in out.chunks(4).zip((0..3000usize).rev()) {
+            assert_eq!(chunk, &source[i * 8..i * 8 + 4]);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_reached_is_an_error() {
+        let mut out = [0u8; 8];
+        assert!(read_memory(std::process::id(), &[at(8, 8)], &mut out).is_err());
+        assert!(write_memory(std::process::id(), &[at(8, 8)], &out).is_err());
+        assert!(read_memory(std::process::id(), &[at(4096, 9)], &mut out).is_err());
+        assert!(read_memory(u32::MAX, &[at(4096, 8)], &mut out).is_err());
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id();
+        child.wait().unwrap();
+        let gone = read_memory(pid, &[at(4096, 8)], &mut out).unwrap_err();
+        assert_eq!(gone.raw_os_error(), Some(rustix::io::Errno::SRCH.raw_os_error()));
+    }
+}
