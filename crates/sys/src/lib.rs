@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code)]
 
+pub mod guest_ioctl;
+pub mod guest_process;
 pub mod host_pagemap;
 pub mod host_process;
 pub mod host_socket;
