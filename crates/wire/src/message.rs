@@ -87,6 +87,10 @@ pub struct Identity {
     pub machine_id: String,
     /// Whether there is a config drive to read.
     pub read_config: bool,
+    /// Whether this guest never ran under this identity before: only then are the config drive's files placed, so
+    /// that a later boot does not undo what was changed in them.
+    #[serde(default)]
+    pub first_boot: bool,
 }
 
 /// The agent's first message.
