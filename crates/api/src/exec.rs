@@ -28,19 +28,25 @@ pub struct ExecRequest {
     pub stdin_base64: String,
     /// Start it as a session and answer at once.
     pub detach: bool,
-    /// Give it a terminal of this size (WebSocket only).
+    /// Input follows as binary messages (WebSocket only); /dev/null otherwise.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stdin: bool,
+    /// Give it a terminal of this size, which implies `stdin` (WebSocket only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tty: Option<TtySize>,
 }
 
-/// A terminal's size in characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// A terminal: its size in characters, and its kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TtySize {
     /// Lines.
     pub rows: u16,
     /// Columns.
     pub cols: u16,
+    /// Value of `TERM`; `xterm-256color` when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term: Option<String>,
 }
 
 /// The buffered answer.
@@ -120,6 +126,9 @@ pub enum ExecEvent {
         code: String,
         /// One line.
         message: String,
+        /// What to do; empty where nothing helps.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        hint: String,
         /// Exit status a shell would give (126, 127), or 1.
         exit_code: i32,
     },

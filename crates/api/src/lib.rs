@@ -19,3 +19,5 @@ pub use sandbox::{FileEntry, FileStat, LastTransition, Sandbox, Session, Sandbox
 pub const FILE_MODE_HEADER: &str = "x-bhatti-mode";
 /// Name of the header that carries a file's full size in bytes on `GET` and `HEAD` of `/files`.
 pub const FILE_SIZE_HEADER: &str = "x-bhatti-size";
+/// Name of the header that tells that `max_bytes` cut a read short.
+pub const FILE_TRUNCATED_HEADER: &str = "x-bhatti-truncated";

@@ -1,1 +1,37 @@
-//! (being written)
+//! HTTP and WebSocket in front of the sandbox's verbs.
+//!
+//! A request goes one way: [`listen`] takes the connection, [`auth`] says who asks, a route module (`host`,
+//! `sandboxes`, `exec`, `shell`, `files`, `events`) reads it, [`ask`] turns it into a validated order, the verb of
+//! `sandbox` carries it out, [`tell`] turns the answer into JSON. Whatever goes wrong on the way is a [`Refusal`].
+//!
+//! # Invariants
+//! - Nothing here touches a file, a process or a machine: only verbs of `sandbox`.
+//! - A client that went away takes its stream with it: every stream is owned by the future or the body that answers
+//!   the request, so dropping that one cancels the command in the guest.
+//! - Memory per request is bounded: JSON bodies by [`JSON_LIMIT`], buffered output by [`exec::OUTPUT_LIMIT`], streams
+//!   by the guest channel's credit.
+//!
+//! [`JSON_LIMIT`]: extract::JSON_LIMIT
+
+mod ask;
+mod auth;
+mod events;
+mod exec;
+mod extract;
+mod files;
+mod host;
+mod listen;
+mod openapi;
+mod refusal;
+mod router;
+mod sandboxes;
+mod shell;
+mod stream;
+mod tell;
+mod websocket;
+
+pub use auth::AdminKey;
+pub use listen::{Listeners, serve};
+pub use openapi::openapi_json;
+pub use refusal::Refusal;
+pub use router::{Door, router};

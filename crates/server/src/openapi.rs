@@ -1,0 +1,43 @@
+//! This interface described as OpenAPI 3.1, from the routes themselves.
+
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+
+use crate::{events, exec, files, host, sandboxes, shell};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "bhatti",
+        description = "Many Linux microVMs on one host. Over TCP every path but /health needs `Authorization: Bearer KEY`; \
+                       the unix socket needs no key."
+    ),
+    paths(
+        host::health, host::version, host::images, events::events,
+        sandboxes::list, sandboxes::create, sandboxes::inspect, sandboxes::edit, sandboxes::destroy,
+        sandboxes::stop, sandboxes::start, sandboxes::sessions,
+        exec::exec, shell::live_exec, shell::shell,
+        files::read, files::head, files::write,
+    ),
+    components(schemas(api::ExecEvent, api::ShellControl, api::FileEntry)),
+    modifiers(&Bearer),
+    security(("key" = [])),
+)]
+struct Description;
+
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        openapi.components.get_or_insert_default().add_security_scheme("key", scheme);
+    }
+}
+
+/// The description as JSON text, ending in a newline.
+#[must_use]
+pub fn openapi_json() -> String {
+    let mut text = Description::openapi().to_pretty_json().unwrap_or_default();
+    text.push('\n');
+    text
+}

@@ -1,0 +1,101 @@
+//! Which path leads to which verb, and through which door a request came.
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+use axum::routing::{get, post};
+use sandbox::Host;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::auth::{AdminKey, TcpRules, tcp_door, unix_door};
+use crate::{events, exec, files, host, sandboxes, shell};
+
+/// What every route has at hand.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) host: Host,
+    pub(crate) drain: Drain,
+}
+
+/// How the daemon's end is told to requests that would go on for ever, and theirs to the daemon.
+#[derive(Clone, Default)]
+pub(crate) struct Drain {
+    begun: CancellationToken,
+    over: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Drain {
+    /// Called once no new connection is taken: what can be taken up again later should end now.
+    pub(crate) fn begun(&self) -> CancellationToken {
+        self.begun.clone()
+    }
+
+    /// Called when the time for finishing is over.
+    pub(crate) fn over(&self) -> CancellationToken {
+        self.over.clone()
+    }
+
+    /// Held by work that outlives its HTTP request.
+    pub(crate) fn busy(&self) -> TaskTrackerToken {
+        self.tracker.token()
+    }
+
+    /// Waits until nothing is busy any more.
+    pub(crate) async fn idle(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+/// How requests come in, which decides who may ask.
+#[derive(Clone, Copy)]
+pub enum Door {
+    /// The unix socket: its mode has decided.
+    Unix,
+    /// TCP: the key decides.
+    Tcp {
+        /// The key that must be sent.
+        key: AdminKey,
+        /// Listening on loopback only; requests for other host names are then refused.
+        loopback: bool,
+    },
+}
+
+/// All routes over `host`, behind `door`.
+pub fn router(host: Host, door: Door) -> Router {
+    with_drain(host, door, Drain::default())
+}
+
+pub(crate) fn with_drain(host: Host, door: Door, drain: Drain) -> Router {
+    let routes = Router::new()
+        .route("/health", get(host::health))
+        .route("/version", get(host::version))
+        .route("/openapi.json", get(host::openapi))
+        .route("/events", get(events::events))
+        .route("/images", get(host::images))
+        .route("/sandboxes", get(sandboxes::list).post(sandboxes::create))
+        .route(
+            "/sandboxes/{id}",
+            get(sandboxes::inspect).patch(sandboxes::edit).delete(sandboxes::destroy),
+        )
+        .route("/sandboxes/{id}/stop", post(sandboxes::stop))
+        .route("/sandboxes/{id}/start", post(sandboxes::start))
+        .route("/sandboxes/{id}/exec", post(exec::exec).get(shell::live_exec))
+        .route("/sandboxes/{id}/shell", get(shell::shell))
+        .route("/sandboxes/{id}/sessions", get(sandboxes::sessions))
+        .route("/sandboxes/{id}/files", get(files::read).head(files::head).put(files::write))
+        .fallback(host::not_found)
+        .method_not_allowed_fallback(host::wrong_method)
+        // Each route bounds its own body: JSON at 4 MiB, uploads by the guest's disk.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(App { host, drain });
+    match door {
+        Door::Unix => routes.layer(middleware::from_fn(unix_door)),
+        Door::Tcp { key, loopback } => {
+            routes.layer(middleware::from_fn_with_state(TcpRules { key, loopback }, tcp_door))
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! From what the verbs tell to the JSON of `api`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sandbox::wire;
+use types::Timestamp;
+
+pub(crate) fn sandbox(view: sandbox::SandboxView) -> api::Sandbox {
+    let error = match &view.status {
+        sandbox::Status::Error(line) => Some(line.clone()),
+        sandbox::Status::Running | sandbox::Status::Stopped => None,
+    };
+    api::Sandbox {
+        id: view.id.into(),
+        name: view.name.into(),
+        owner: view.owner.into(),
+        image: view.image.into(),
+        cpus: view.cpus,
+        memory_mb: view.memory.0,
+        disk_size_mb: view.disk_size.0,
+        status: view.status.as_str().to_owned(),
+        thermal: view.thermal.to_string(),
+        keep_hot: view.keep_hot,
+        labels: view.labels,
+        volumes: Vec::new(),
+        ip: None,
+        created_at: view.created_at.to_string(),
+        last_active_at: view.last_active_at.to_string(),
+        generation: view.generation,
+        boot: view.boot.to_string(),
+        clone: view.clone.to_string(),
+        accel: view.accel.to_string(),
+        error,
+        last_transition: view.last_transition.map(transition),
+    }
+}
+
+fn transition(transition: sandbox::Transition) -> api::LastTransition {
+    api::LastTransition {
+        verb: transition.verb.to_owned(),
+        at: transition.at.to_string(),
+        timings_ms: timings(&transition.timings),
+        bytes: transition.bytes.into_iter().map(|(name, bytes)| (name.to_owned(), bytes.0)).collect(),
+    }
+}
+
+pub(crate) fn report(report: sandbox::Report) -> api::SandboxReply {
+    api::SandboxReply {
+        timings_ms: if report.changed { timings(&report.timings) } else { BTreeMap::new() },
+        sandbox: sandbox(report.view),
+        changed: report.changed,
+        warnings: report.warnings,
+    }
+}
+
+fn timings(timings: &sandbox::Timings) -> BTreeMap<String, f64> {
+    let mut all: BTreeMap<String, f64> = BTreeMap::new();
+    for (phase, time) in &timings.phases {
+        *all.entry((*phase).to_owned()).or_default() += milliseconds(*time);
+    }
+    all.insert("total".to_owned(), milliseconds(timings.total));
+    all
+}
+
+/// Milliseconds with three digits after the point.
+pub(crate) fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn instant(unix_ms: u64) -> String {
+    Timestamp(i64::try_from(unix_ms).unwrap_or(i64::MAX)).to_string()
+}
+
+pub(crate) fn session(info: wire::SessionInfo) -> api::Session {
+    api::Session {
+        id: info.id,
+        kind: match info.kind {
+            wire::SessionKind::Init => "init",
+            wire::SessionKind::Exec => "exec",
+            wire::SessionKind::Shell => "shell",
+        }
+        .to_owned(),
+        command: info.argv,
+        pid: info.pid,
+        started_at: instant(info.started_unix_ms),
+        attached: info.attached,
+        exit_code: info.exit.map(|exit| exit_code(&exit)),
+    }
+}
+
+/// Exit status of a command that was killed because its time was over, as `timeout(1)` gives it.
+const TIMED_OUT: i32 = 124;
+
+/// The status that a shell would give.
+pub(crate) fn exit_code(exit: &wire::ExitStatus) -> i32 {
+    if exit.timed_out { TIMED_OUT } else { exit.shell_code() }
+}
+
+pub(crate) fn file_stat(stat: &wire::FileStat) -> api::FileStat {
+    api::FileStat {
+        kind: match stat.kind {
+            wire::FileKind::File => "file",
+            wire::FileKind::Directory => "directory",
+            wire::FileKind::Symlink => "symlink",
+            wire::FileKind::Other => "other",
+        }
+        .to_owned(),
+        size_bytes: stat.size_bytes,
+        mode: octal(stat.mode),
+        uid: stat.uid,
+        gid: stat.gid,
+        modified_at: instant(stat.modified_unix_ms),
+        target: stat.target.clone(),
+    }
+}
+
+pub(crate) fn file_entry(stat: &wire::FileStat) -> api::FileEntry {
+    api::FileEntry { name: stat.name.clone(), stat: file_stat(stat) }
+}
+
+/// Permission bits as people write them.
+pub(crate) fn octal(mode: u32) -> String {
+    format!("{:04o}", mode & 0o7777)
+}
+
+pub(crate) fn event(event: sandbox::EventView) -> api::Event {
+    let (sandbox, name) = event.sandbox.unzip();
+    api::Event {
+        seq: event.seq,
+        at: event.at.to_string(),
+        kind: event.kind,
+        sandbox: sandbox.map(String::from),
+        name,
+        detail: event.detail,
+    }
+}
+
+pub(crate) fn image(image: sandbox::ImageRecord) -> api::ImageObject {
+    api::ImageObject {
+        name: image.name.into(),
+        arch: image.arch.to_string(),
+        id: image.id.to_string(),
+        size_bytes: image.size.0,
+        allocated_bytes: image.allocated.0,
+        created_at: image.created_at.to_string(),
+        source: image.source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_of_the_same_name_add_up_and_the_total_is_there() {
+        let told = timings(&sandbox::Timings {
+            phases: vec![("clone", Duration::from_micros(1500)), ("clone", Duration::from_micros(500))],
+            total: Duration::from_millis(3),
+        });
+        assert_eq!(told["clone"], 2.0);
+        assert_eq!(told["total"], 3.0);
+    }
+
+    #[test]
+    fn exit_status_is_what_a_shell_would_give() {
+        let killed = wire::ExitStatus { signal: Some(9), ..Default::default() };
+        assert_eq!(exit_code(&killed), 137);
+        assert_eq!(exit_code(&wire::ExitStatus { timed_out: true, ..killed }), 124);
+        assert_eq!(exit_code(&wire::ExitStatus { code: Some(3), ..Default::default() }), 3);
+    }
+}
