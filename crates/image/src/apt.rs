@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use types::Arch;
 
-use crate::recipe::{KEYRING, Recipe};
+use crate::recipe::{KEYRING, sources};
 use crate::run::Tool;
 use crate::{Build, Error, Result};
 
@@ -18,17 +18,17 @@ pub(crate) struct PrivateApt<'a> {
 }
 
 impl<'a> PrivateApt<'a> {
-    /// Fetches the lists into `build.work_dir`, or brings those that are there up to date.
-    pub(crate) fn update(build: &'a Build<'a>, op: &'static str, arch: Arch) -> Result<Self> {
-        let recipe = Recipe::minimal();
+    /// Fetches the lists of `suite` into `build.work_dir`, or brings those that are there up to date.
+    pub(crate) fn update(build: &'a Build<'a>, op: &'static str, suite: &str, arch: Arch) -> Result<Self> {
         check_keyring(op)?;
-        let state = build.work_dir.join(format!("apt-{}-{arch}", recipe.suite));
+        let state = build.work_dir.join(format!("apt-{suite}-{arch}"));
         let io = |error| Error::io(op, &state, error);
         for dir in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(state.join(dir)).map_err(io)?;
         }
         fs::write(state.join("status"), "").map_err(io)?;
-        fs::write(state.join("sources.list"), recipe.sources().join("\n") + "\n").map_err(io)?;
+        fs::write(state.join("sources.list"), sources(suite, &["main".to_owned()]).join("\n") + "\n")
+            .map_err(io)?;
         let state = std::path::absolute(&state).map_err(io)?;
         let at = |name: &str| state.join(name).display().to_string();
         let options = [
@@ -58,15 +58,16 @@ impl<'a> PrivateApt<'a> {
     }
 
     fn tool(&self, program: &'static str) -> Tool<'a> {
-        // -c first: nothing of the host's configuration is left out, but these options win over it.
+        // The host's proxies and certificates stay in force; these options win over the rest of its settings.
         Tool::new(self.op, program, "apt").args(&self.options).cancel(self.build.cancel)
     }
 
     /// The first package that `package` depends on.
     pub(crate) fn dependency_of(&self, package: &str) -> Result<String> {
         let out = self.tool("apt-cache").args(["depends", "--important", package]).output()?;
-        first_dependency(&String::from_utf8_lossy(&out))
-            .ok_or_else(|| Error::tool(self.op, format!("Debian's {package} names no kernel; use --kernel and --modules")))
+        first_dependency(&String::from_utf8_lossy(&out)).ok_or_else(|| {
+            Error::tool(self.op, format!("Debian's {package} names no kernel; use --kernel and --modules"))
+        })
     }
 
     /// Downloads `package` into `dir`.
@@ -82,7 +83,11 @@ impl<'a> PrivateApt<'a> {
 
 /// Nothing from the archive is believed without its signature.
 pub(crate) fn check_keyring(op: &'static str) -> Result<()> {
-    if Path::new(KEYRING).exists() { Ok(()) } else { Err(Error::missing(op, KEYRING, "debian-archive-keyring")) }
+    if Path::new(KEYRING).exists() {
+        Ok(())
+    } else {
+        Err(Error::missing(op, KEYRING, "debian-archive-keyring"))
+    }
 }
 
 fn first_dependency(text: &str) -> Option<String> {

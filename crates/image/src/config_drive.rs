@@ -84,14 +84,16 @@ pub fn config_drive(path: &Path, drive: &ConfigDrive<'_>) -> Result<()> {
         .run();
     if let Err(error) = made {
         let full = ["allocate block", "allocate inode", "No space", "no free space"];
-        return Err(if error.kind() == ErrorKind::Tool && full.iter().any(|words| error.to_string().contains(words)) {
-            let detail = format!(
-                "its content does not fit {CONFIG_DRIVE_BYTES}; give less here and send the rest with `bhatti file write`"
-            );
-            Error::input(OP, path, detail)
-        } else {
-            error
-        });
+        return Err(
+            if error.kind() == ErrorKind::Tool && full.iter().any(|words| error.to_string().contains(words)) {
+                let detail = format!(
+                    "its content does not fit {CONFIG_DRIVE_BYTES}; give less here and send the rest with `bhatti file write`"
+                );
+                Error::input(OP, path, detail)
+            } else {
+                error
+            },
+        );
     }
     copy_sparse(&image, path).map_err(io)
 }
@@ -146,7 +148,8 @@ mod tests {
     }
 
     fn debugfs(image: &Path, command: &str) -> String {
-        let out = Tool::new("read back", "debugfs", "e2fsprogs").args(["-R", command]).arg(image).output().unwrap();
+        let out =
+            Tool::new("read back", "debugfs", "e2fsprogs").args(["-R", command]).arg(image).output().unwrap();
         String::from_utf8(out).unwrap()
     }
 

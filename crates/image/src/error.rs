@@ -52,7 +52,8 @@ impl Error {
     }
 
     pub(crate) fn missing(op: &'static str, program: &str, package: &str) -> Self {
-        let detail = format!("{program} is not installed; install the package {package} (apt-get install {package})");
+        let detail =
+            format!("{program} is not installed; install the package {package} (apt-get install {package})");
         Self { kind: ErrorKind::Missing, op, path: None, detail, source: None }
     }
 

@@ -1,7 +1,6 @@
 //! Guest kernels: taken out of Debian's kernel package, or given by path.
 //!
-//! Every host gets the same kernel, whatever distribution it runs: the one of the Debian release that the images are
-//! made of. `apt-get` works on a private state directory, so the host's package lists and settings stay as they are,
+//! Every host gets the same kernel, whatever distribution it runs: `images/kernel.json` names it. `apt-get` works on a private state directory, so the host's package lists and settings stay as they are,
 //! and nothing needs root.
 
 use std::fs;
@@ -11,8 +10,9 @@ use std::path::{Path, PathBuf};
 use types::Arch;
 
 use crate::apt::PrivateApt;
+use crate::recipe::KernelRecipe;
 use crate::run::Tool;
-use crate::{Build, Error, Result};
+use crate::{Build, Error, ErrorKind, Result};
 
 const OP: &str = "fetch the guest kernel";
 
@@ -37,14 +37,8 @@ pub struct KernelTree {
 /// [`ErrorKind::Tool`](crate::ErrorKind::Tool) when the download fails.
 pub fn fetch_kernel(build: &Build<'_>, arch: Arch) -> Result<KernelTree> {
     const STEPS: u64 = 3;
-    let package = match arch {
-        Arch::Amd64 => "linux-image-cloud-amd64",
-        Arch::Arm64 => "linux-image-cloud-arm64",
-    };
     build.at("reading Debian's package lists", 0, STEPS);
-    let apt = PrivateApt::update(build, OP, arch)?;
-    // The package itself is empty and depends on the one of today's version.
-    let version = apt.dependency_of(package)?;
+    let (apt, version) = find(build, arch)?;
 
     let tree = build.work_dir.join("kernel");
     let io = |error| Error::io(OP, &tree, error);
@@ -60,14 +54,39 @@ pub fn fetch_kernel(build: &Build<'_>, arch: Arch) -> Result<KernelTree> {
 
     let modules = ["lib/modules", "usr/lib/modules"].map(|dir| tree.join(dir));
     let modules = modules.iter().find_map(|dir| only_entry(dir, "")).ok_or_else(|| {
-        Error::input(OP, &tree, format!("the package {version} has no lib/modules; use --kernel and --modules"))
+        Error::input(
+            OP,
+            &tree,
+            format!("the package {version} has no lib/modules; use --kernel and --modules"),
+        )
     })?;
     let vmlinuz = only_entry(&tree.join("boot"), "vmlinuz-").ok_or_else(|| {
-        Error::input(OP, &tree, format!("the package {version} has no boot/vmlinuz; use --kernel and --modules"))
+        Error::input(
+            OP,
+            &tree,
+            format!("the package {version} has no boot/vmlinuz; use --kernel and --modules"),
+        )
     })?;
     let kernel = kernel_from_paths(&vmlinuz, &modules)?;
     build.at(format!("kernel {} is ready", kernel.version), STEPS, STEPS);
     Ok(kernel)
+}
+
+/// The first of the wanted releases that the archive still has; a release moves away some years after its end.
+fn find<'a>(build: &'a Build<'a>, arch: Arch) -> Result<(PrivateApt<'a>, String)> {
+    let recipe = KernelRecipe::read();
+    let package = recipe.packages.get(&arch).map(String::as_str).unwrap_or_default();
+    let mut first_error = None;
+    for suite in &recipe.suites {
+        // The package itself is empty and depends on the one of today's version.
+        let found = PrivateApt::update(build, OP, suite, arch)
+            .and_then(|apt| apt.dependency_of(package).map(|version| (apt, version)));
+        match found {
+            Err(error) if error.kind() == ErrorKind::Tool => first_error = first_error.or(Some(error)),
+            done => return done,
+        }
+    }
+    Err(first_error.unwrap_or_else(|| Error::tool(OP, "images/kernel.json names no release")))
 }
 
 fn only_entry(dir: &Path, prefix: &str) -> Option<PathBuf> {
@@ -90,7 +109,11 @@ pub fn kernel_from_paths(kernel: &Path, modules: &Path) -> Result<KernelTree> {
     let mut file = fs::File::open(kernel).map_err(|error| Error::io(OP, kernel, error))?;
     let bootable = file.read_exact(&mut head).is_ok() && is_bootable(&head);
     if !bootable {
-        return Err(Error::input(OP, kernel, "it is neither a bzImage nor an arm64 Image; give the distribution's vmlinuz"));
+        return Err(Error::input(
+            OP,
+            kernel,
+            "it is neither a bzImage nor an arm64 Image; give the distribution's vmlinuz",
+        ));
     }
     let version = modules.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     if version.is_empty() || !modules.join("modules.builtin").is_file() {
@@ -112,7 +135,6 @@ fn is_bootable(head: &[u8; 0x240]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorKind;
 
     #[test]
     fn a_kernel_and_its_modules_are_known_by_what_is_in_them() {

@@ -13,6 +13,7 @@ mod error;
 mod initramfs;
 mod kernel;
 mod minimal;
+mod modules;
 mod overlay;
 mod progress;
 mod recipe;

@@ -51,10 +51,6 @@ pub struct Build<'a> {
 }
 
 impl Build<'_> {
-    pub(crate) fn step(&self, step: impl Into<String>) {
-        (self.progress)(Progress { step: step.into(), done: 0, total: 0 });
-    }
-
     pub(crate) fn at(&self, step: impl Into<String>, done: u64, total: u64) {
         (self.progress)(Progress { step: step.into(), done, total });
     }

@@ -1,6 +1,9 @@
-//! What an image is made of, read from `images/*.json` of this repository.
+//! What images and the kernel are made of, read from `images/*.json` of this repository.
+
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use types::Arch;
 
 /// Debian's keys, from the package `debian-archive-keyring`.
 pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -10,6 +13,29 @@ const DEFAULT_MIRROR: &str = "http://deb.debian.org";
 
 /// The text of the image `minimal`; part of its recipe's id.
 pub(crate) const MINIMAL: &str = include_str!("../../../images/minimal.json");
+
+/// The text that says where the guest's kernel comes from.
+const KERNEL: &str = include_str!("../../../images/kernel.json");
+
+/// The guest's kernel, declared.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct KernelRecipe {
+    /// Why this one.
+    #[serde(rename = "about")]
+    _about: String,
+    /// Debian's releases by code name, the preferred one first.
+    pub suites: Vec<String>,
+    /// The package by Debian's name of the architecture.
+    pub packages: BTreeMap<Arch, String>,
+}
+
+impl KernelRecipe {
+    /// The only one.
+    pub(crate) fn read() -> Self {
+        serde_json::from_str(KERNEL).expect("images/kernel.json is checked by a test")
+    }
+}
 
 /// One image, declared.
 #[derive(Debug, Deserialize)]
@@ -44,26 +70,32 @@ impl Recipe {
         serde_json::from_str(MINIMAL).expect("images/minimal.json is checked by a test")
     }
 
-    /// Lines of a sources.list that fetch this release with its security updates.
+    /// Lines of a sources.list that fetch this release for the build.
     pub(crate) fn sources(&self) -> Vec<String> {
-        let mirror = std::env::var(MIRROR_VARIABLE).ok().filter(|mirror| !mirror.is_empty());
-        self.sources_at(mirror.as_deref().unwrap_or(DEFAULT_MIRROR))
-    }
-
-    /// The same from the mirror `at`.
-    pub(crate) fn sources_at(&self, at: &str) -> Vec<String> {
-        let (at, suite, components) = (at.trim_end_matches('/'), &self.suite, self.components.join(" "));
-        ["debian", "debian", "debian-security"]
-            .into_iter()
-            .zip(["", "-updates", "-security"])
-            .map(|(archive, pocket)| format!("deb [signed-by={KEYRING}] {at}/{archive} {suite}{pocket} {components}"))
-            .collect()
+        sources(&self.suite, &self.components)
     }
 
     /// The sources that the guest itself is to use: never the build's private mirror.
     pub(crate) fn guest_sources(&self) -> String {
-        self.sources_at(DEFAULT_MIRROR).join("\n") + "\n"
+        sources_at(DEFAULT_MIRROR, &self.suite, &self.components).join("\n") + "\n"
     }
+}
+
+/// Lines of a sources.list that fetch `suite` with its updates from the mirror in use.
+pub(crate) fn sources(suite: &str, components: &[String]) -> Vec<String> {
+    let mirror = std::env::var(MIRROR_VARIABLE).ok().filter(|mirror| !mirror.is_empty());
+    sources_at(mirror.as_deref().unwrap_or(DEFAULT_MIRROR), suite, components)
+}
+
+fn sources_at(at: &str, suite: &str, components: &[String]) -> Vec<String> {
+    let (at, components) = (at.trim_end_matches('/'), components.join(" "));
+    ["debian", "debian", "debian-security"]
+        .into_iter()
+        .zip(["", "-updates", "-security"])
+        .map(|(archive, pocket)| {
+            format!("deb [signed-by={KEYRING}] {at}/{archive} {suite}{pocket} {components}")
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -76,7 +108,12 @@ mod tests {
         for wanted in ["bash", "coreutils", "ca-certificates", "curl", "iproute2", "procps", "sudo"] {
             assert!(recipe.packages.iter().any(|package| package == wanted), "{wanted}");
         }
-        let security = format!("deb [signed-by={KEYRING}] http://m/debian-security {}-security main", recipe.suite);
-        assert_eq!(recipe.sources_at("http://m/")[2], security);
+        let security =
+            format!("deb [signed-by={KEYRING}] http://m/debian-security {}-security main", recipe.suite);
+        assert_eq!(sources_at("http://m/", &recipe.suite, &recipe.components)[2], security);
+        assert!(!KernelRecipe::read().suites.is_empty());
+        assert!(
+            [Arch::Amd64, Arch::Arm64].iter().all(|arch| KernelRecipe::read().packages.contains_key(arch))
+        );
     }
 }

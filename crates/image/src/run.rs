@@ -41,7 +41,10 @@ impl<'a> Tool<'a> {
         let mut command = Command::new(program);
         // Messages are searched and shown: one language. mke2fs lives in sbin, which users' PATHs lack.
         let path = std::env::var("PATH").unwrap_or_default();
-        command.env("LC_ALL", "C").env("LANG", "C").env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin"));
+        command
+            .env("LC_ALL", "C")
+            .env("LANG", "C")
+            .env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin"));
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self { op, program, package, command, cancel: None, on_line: None }
     }
@@ -112,7 +115,12 @@ impl<'a> Tool<'a> {
         self.output().map(drop)
     }
 
-    fn wait(&self, running: &mut Running, stdout: &mut Vec<u8>, stderr: &mut Lines<'_>) -> Result<ExitStatus> {
+    fn wait(
+        &self,
+        running: &mut Running,
+        stdout: &mut Vec<u8>,
+        stderr: &mut Lines<'_>,
+    ) -> Result<ExitStatus> {
         let io = |error: std::io::Error| Error::io(self.op, Path::new(self.program), error);
         let pidfd = pidfd_open(running.pid(), PidfdFlags::empty()).map_err(|error| io(error.into()))?;
         let mut out = running.child.stdout.take();
