@@ -1,0 +1,44 @@
+# The two commands of the README are `make demo` and `make test`; both install what is missing first.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.PHONY: build demo test check bench install clean help
+
+help:
+	@echo 'make build     target/release/bhatti'
+	@echo 'make demo      prepare this host, then create, run, sleep and wake a sandbox'
+	@echo 'make test      all tests, on ext4, btrfs and xfs (needs root; NO_ROOT=1 for the rest)'
+	@echo 'make check     the house rules: format, lints, docs, crate graph, sizes'
+	@echo 'make bench     the measured tables'
+	@echo 'make install   into PREFIX ($(PREFIX))'
+	@echo 'make clean     everything built; data directories stay'
+
+build:
+	$(CARGO) build --release --locked --package bhatti
+
+demo:
+	@scripts/host-deps.sh
+	@$(MAKE) --no-print-directory build
+	@scripts/demo.sh
+
+test:
+	@scripts/test-deps.sh
+	@$(CARGO) xtask test $(if $(NO_ROOT),--no-root)
+
+check:
+	@$(CARGO) xtask check
+
+bench:
+	@scripts/host-deps.sh
+	@$(MAKE) --no-print-directory build
+	@target/release/bhatti bench --suite all --out target/bench
+
+install: build
+	install -D -m 755 target/release/bhatti '$(DESTDIR)$(PREFIX)/bin/bhatti'
+
+# The loop mounts of an interrupted test run lie below target/: they go first.
+clean:
+	@if [ -d target/fs ]; then $(CARGO) xtask test --sweep; fi
+	$(CARGO) clean

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# What the tests need beyond the programs of host-deps.sh: cargo-nextest, and two QEMUs of different age in
+# target/test-tools/, unpacked there and not installed. Does nothing when they are there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH="$PATH:$HOME/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin"
+
+say() { printf 'test-deps: %s\n' "$*"; }
+
+scripts/host-deps.sh --tests
+
+if ! cargo nextest --version > /dev/null 2>&1; then
+    say "installing cargo-nextest (a few minutes)"
+    cargo install --locked --quiet cargo-nextest
+fi
+
+tools=$PWD/target/test-tools
+mkdir -p "$tools"
+case "$(uname -m)" in
+    x86_64) package=qemu-system-x86 binary=qemu-system-x86_64 triplet=x86_64-linux-gnu loader=ld-linux-x86-64.so.2 ;;
+    aarch64) package=qemu-system-arm binary=qemu-system-aarch64 triplet=aarch64-linux-gnu loader=ld-linux-aarch64.so.1 ;;
+esac
+
+# unpack VERSION SUITE: the package and all it depends on, as a tree, with a wrapper that runs it from there.
+unpack() {
+    local version=$1 suite=$2 name="qemu-$1" mode=root
+    if [ -x "$tools/$name" ] && "$tools/$name" --version > /dev/null 2>&1; then
+        return
+    fi
+    [ "$(id -u)" = 0 ] || mode=unshare
+    say "unpacking QEMU $version of Debian $suite into target/test-tools/"
+    rm -rf "$tools/$name.new" "$tools/$name.tree" "$tools/$name.tar"
+    local mirror=${BHATTI_DEBIAN_MIRROR:-http://deb.debian.org}
+    # As a tar archive, unpacked by the caller: the tree is then the caller's own, root or not.
+    mmdebstrap --quiet --mode="$mode" --variant=extract --include="$package" --format=tar \
+        "$suite" "$tools/$name.tar" \
+        "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror/debian $suite main"
+    mkdir "$tools/$name.new"
+    tar -C "$tools/$name.new" -x --no-same-owner --exclude './dev/*' -f "$tools/$name.tar"
+    rm -f "$tools/$name.tar"
+    mv "$tools/$name.new" "$tools/$name.tree"
+    cat > "$tools/$name" <<WRAPPER
+#!/bin/sh
+# QEMU $version (Debian $suite) from its tree, with its own loader and libraries.
+t=\$(dirname "\$(readlink -f "\$0")")/$name.tree
+l=\$t/lib64/$loader
+[ -e "\$l" ] || l=\$t/usr/lib64/$loader
+[ -e "\$l" ] || l=\$t/lib/$triplet/$loader
+[ -e "\$l" ] || l=\$t/usr/lib/$triplet/$loader
+exec "\$l" --library-path "\$t/usr/lib/$triplet:\$t/lib/$triplet" "\$t/usr/bin/$binary" \\
+    -L "\$t/usr/share/qemu" -L "\$t/usr/share/seabios" "\$@"
+WRAPPER
+    chmod 755 "$tools/$name"
+    "$tools/$name" --version > /dev/null
+}
+unpack 7.2 bookworm
+unpack 10.0 trixie
+say "everything is there ($(cargo nextest --version | head -n 1 | cut -d ' ' -f 1,2), qemu-7.2, qemu-10.0)"
