@@ -8,6 +8,8 @@
 
 mod daemon;
 mod host;
+mod http;
 
 pub use daemon::Daemon;
 pub use host::{Outcome, TestHost};
+pub use http::Events;
