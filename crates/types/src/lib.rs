@@ -13,7 +13,7 @@ pub use id::{ContentId, IdError, Nonce, SandboxId};
 pub use name::{ImageName, NameError, Owner, SandboxName};
 pub use spec::{
     Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, SandboxSpec, SpecLimits, StorageLayout,
-    Thermal,
+    Thermal, check_guest_path,
 };
 pub use time::Timestamp;
 pub use unit::{Bytes, Mebibytes, PAGE_SIZE, RamOffset, RamRun};

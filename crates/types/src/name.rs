@@ -150,7 +150,9 @@ mod tests {
         for good in ["a", "web-1", "0", &"x".repeat(63)] {
             assert!(good.parse::<SandboxName>().is_ok(), "{good:?}");
         }
-        for bad in ["", "-a", "a-", "A", "a b", "a/b", "..", "a_b", "a.b", "ä", &"x".repeat(64), "0123456789abcdef"] {
+        for bad in
+            ["", "-a", "a-", "A", "a b", "a/b", "..", "a_b", "a.b", "ä", &"x".repeat(64), "0123456789abcdef"]
+        {
             assert!(bad.parse::<SandboxName>().is_err(), "{bad:?}");
         }
     }

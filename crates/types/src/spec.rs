@@ -159,7 +159,10 @@ impl SandboxSpec {
 pub fn check_guest_path(path: &str) -> Result<(), InvalidSpec> {
     let shown = path.chars().take(120).collect::<String>();
     let bad = |why: &str| {
-        Err(InvalidSpec::new(format!("guest path {shown:?} {why}"), "use an absolute path such as /home/user/x"))
+        Err(InvalidSpec::new(
+            format!("guest path {shown:?} {why}"),
+            "use an absolute path such as /home/user/x",
+        ))
     };
     if !path.starts_with('/') {
         return bad("is not absolute");
@@ -333,12 +336,18 @@ mod tests {
             ("use 128 to 1024 (MiB)", Box::new(|s| s.memory = Mebibytes(2048))),
             ("at least", Box::new(|s| s.disk_size = Some(Mebibytes(0)))),
             ("letters, digits", Box::new(|s| drop(s.env.insert("1A".into(), String::new())))),
-            ("absolute path", Box::new(|s| {
-                s.files.push(GuestFile { path: "/a/../b".into(), content: vec![], mode: 0o644 });
-            })),
-            ("at most 10 bytes", Box::new(|s| {
-                s.files.push(GuestFile { path: "/a".into(), content: vec![0; 11], mode: 0o644 });
-            })),
+            (
+                "absolute path",
+                Box::new(|s| {
+                    s.files.push(GuestFile { path: "/a/../b".into(), content: vec![], mode: 0o644 });
+                }),
+            ),
+            (
+                "at most 10 bytes",
+                Box::new(|s| {
+                    s.files.push(GuestFile { path: "/a".into(), content: vec![0; 11], mode: 0o644 });
+                }),
+            ),
         ];
         for (hint, change) in cases {
             let mut changed = spec();
