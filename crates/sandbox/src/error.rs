@@ -86,6 +86,7 @@ pub struct Error {
     kind: ErrorKind,
     message: String,
     hint: String,
+    undecided: bool,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -93,7 +94,7 @@ impl Error {
     /// A failure with its line for people, e.g. `image "x": there is no such image`.
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: String::new(), source: None }
+        Self { kind, message: message.into(), hint: String::new(), undecided: false, source: None }
     }
 
     /// Adds the way out.
@@ -108,6 +109,18 @@ impl Error {
     pub fn source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// Marks a commit that could be neither confirmed nor taken back.
+    #[must_use]
+    pub(crate) const fn of_undecided_commit(mut self, undecided: bool) -> Self {
+        self.undecided = undecided;
+        self
+    }
+
+    /// Whether a commit could be neither confirmed nor taken back: the guest must then not run on.
+    pub(crate) const fn undecided(&self) -> bool {
+        self.undecided
     }
 
     /// What sort of failure it is.

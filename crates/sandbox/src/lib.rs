@@ -1,1 +1,47 @@
-//! (being written)
+//! The conductor: what can be done with sandboxes, each verb from the request to the report.
+//!
+//! This is the only room that knows two subsystems. [`Host`] finds the sandbox; its owner task (one for each sandbox)
+//! serialises everything that changes it; the rooms below do the work.
+//!
+//! # Invariants
+//! - A memory image is consumed before the guest executes its first instruction after a wake: RAM never meets a newer
+//!   disk (see `wake`).
+//! - A VMM is ended only after what it leaves is durable (see `sleep`), or when its sandbox is destroyed.
+//! - Nothing here reads or writes a file, starts a process, or speaks HTTP or SQL itself.
+
+mod accel;
+mod actor;
+mod convert;
+mod create;
+mod doctor;
+mod error;
+mod events;
+mod guest_verbs;
+mod host;
+mod keyed;
+mod launch;
+mod lease;
+mod ram;
+mod registry;
+mod reopen;
+mod services;
+mod setup;
+mod sleep;
+mod state;
+mod template;
+mod timing;
+mod view;
+mod wake;
+
+pub use accel::AccelProof;
+pub use actor::{Edit, Start};
+pub use doctor::{Check, DoctorReport, Verdict, doctor};
+pub use error::{Error, ErrorKind, Result};
+pub use guest::{ExecEvent, ExecStream, FileReader, FileWriter, StdinSender};
+pub use host::Host;
+pub use lease::Leased;
+pub use services::HostConfig;
+pub use setup::{SetupConfig, SetupReport, SetupStep, setup};
+pub use storage::ImageRecord;
+pub use view::{EventView, HostInfo, Report, SandboxView, Status, Timings, Transition};
+pub use wire;

@@ -1,0 +1,115 @@
+//! What is refused, each with one clear line and nothing left behind.
+
+use std::fs;
+use std::io::{Seek as _, SeekFrom, Write as _};
+
+use serde_json::json;
+use testkit::TestHost;
+
+const BHATTI: &str = env!("CARGO_BIN_EXE_bhatti");
+
+fn nothing_left(host: &TestHost) {
+    assert_eq!(fs::read_dir(host.data_dir().join("sandboxes")).unwrap().count(), 0, "nothing is left");
+    assert!(host.vmm_pids().is_empty());
+}
+
+#[test]
+fn a_create_that_cannot_be_is_refused_and_leaves_nothing() {
+    let host = TestHost::start(BHATTI);
+    host.refused(&["create", "--name", "x", "--image", "nosuch"], 1, &["no image", "nosuch", "image list"]);
+    host.refused(&["create", "--name", "Bad Name"], 1, &["Bad Name", "a-z"]);
+    host.refused(&["create", "--name", "../x"], 1, &["../x"]);
+    host.refused(&["create", "--name", "x", "--memory", "16"], 1, &["16 MiB", "use 128"]);
+    host.refused(&["create", "--name", "x", "--memory", "99999999"], 1, &["memory"]);
+    host.refused(&["create", "--name", "x", "--cpus", "0"], 1, &["cpus 0", "use 1 to"]);
+    host.refused(&["create", "--name", "x", "--cpus", "4096"], 1, &["cpus 4096"]);
+    host.refused(&["create", "--name", "x", "--disk-size", "10"], 1, &["smaller than the image", "only grow"]);
+    host.refused(&["create", "--name", "x", "--disk-size", "0"], 1, &["disk size"]);
+    assert_eq!(host.run(&["create", "--name", "x", "--cpus", "many"]).code, 2);
+    assert_eq!(host.run(&["create", "--no-such-flag"]).code, 2);
+    assert_eq!(host.run(&["create", "--name", "x", "--env", "novalue"]).code, 2);
+    assert_eq!(host.run(&["create", "--name", "x", "--file", "/nonexistent:/etc/x"]).code, 1);
+    nothing_left(&host);
+    host.refused(&["inspect", "nobody"], 1, &["no sandbox", "nobody", "bhatti list"]);
+    host.refused(&["stop", "nobody"], 1, &["no sandbox"]);
+}
+
+#[test]
+fn a_damaged_memory_image_is_refused_by_name_and_the_disk_still_boots() {
+    let host = TestHost::start(BHATTI);
+    for (name, file) in [("flip-mem", "mem.snap"), ("flip-vm", "vm.snap")] {
+        let _ = host.ok(&["create", "--name", name]);
+        host.sh(name, "echo kept > ~/kept; sync; head -c 3000000 /dev/urandom > /dev/shm/noise");
+        let _ = host.ok(&["stop", name]);
+        let path = host.sandbox_dir(name).join(file);
+        flip(&path, if file == "mem.snap" { 900_000 } else { 5_000 });
+        host.refused(&["exec", name, "--", "true"], 1, &[file, "--discard-memory"]);
+        // Asked again it says the same, at no cost.
+        host.refused(&["start", name], 1, &[file, "--discard-memory"]);
+        assert_eq!(host.json(&["inspect", name])["status"], "error");
+        assert!(host.vmm_pids().is_empty(), "no VMM is left");
+        let _ = host.ok(&["start", name, "--discard-memory"]);
+        assert_eq!(host.sh(name, "cat ~/kept"), "kept");
+        assert_eq!(host.json(&["inspect", name])["boot"], "cold_boot");
+        let _ = host.ok(&["destroy", name]);
+    }
+    nothing_left(&host);
+}
+
+fn flip(path: &std::path::Path, at: u64) {
+    use std::io::Read as _;
+    let mut file = fs::File::options().read(true).write(true).open(path).unwrap();
+    file.seek(SeekFrom::Start(at)).unwrap();
+    let mut byte = [0];
+    file.read_exact(&mut byte).unwrap();
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.write_all(&[byte[0] ^ 0x10]).unwrap();
+}
+
+#[test]
+fn a_kernel_that_does_not_boot_is_told_with_its_console() {
+    let mut host = TestHost::prepared(BHATTI);
+    // An initramfs whose init is no program at all: the kernel panics when it comes to it.
+    let kernels: Vec<_> = fs::read_dir(host.data_dir().join("kernel")).unwrap().flatten().collect();
+    let dir = kernels.iter().find(|entry| entry.path().is_dir()).expect("a kernel").path();
+    let initramfs = dir.join("initramfs");
+    let bytes = fs::read(&initramfs).unwrap();
+    fs::remove_file(&initramfs).unwrap();
+    fs::write(&initramfs, vec![0u8; bytes.len()]).unwrap();
+    fs::remove_dir_all(host.data_dir().join("templates")).unwrap();
+    host.serve_with(&["--boot-timeout", "30"]);
+    host.start_daemon();
+    let refused = host.run(&["create", "--name", "x"]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.stderr.contains("console") && refused.stderr.contains("panic"), "{}", refused.stderr);
+    nothing_left(&host);
+}
+
+#[test]
+fn a_missing_vmm_is_named_with_the_way_to_get_it() {
+    let mut host = TestHost::prepared(BHATTI);
+    host.serve_with(&["--qemu", "/nonexistent/qemu-system-x86_64"]);
+    host.start_daemon();
+    host.refused(&["create", "--name", "x"], 1, &["/nonexistent/qemu-system-x86_64", "install"]);
+    nothing_left(&host);
+}
+
+#[test]
+fn without_a_set_up_the_way_to_it_is_named() {
+    let mut host = TestHost::bare(BHATTI);
+    host.start_daemon();
+    host.refused(&["create", "--name", "x"], 1, &["bhatti setup"]);
+    assert_eq!(host.json(&["list"]), json!([]));
+}
+
+#[test]
+fn features_of_later_releases_are_refused_by_name() {
+    let host = TestHost::start(BHATTI);
+    for field in [json!({"from": "x"}), json!({"secrets": ["x"]}), json!({"volumes": [{"name": "v", "mount": "/v"}]})] {
+        let (status, reply) = host.post("/sandboxes", &field);
+        assert_eq!(status, 400, "{reply}");
+        let name = field.as_object().unwrap().keys().next().unwrap().clone();
+        assert!(reply["error"]["message"].as_str().unwrap().contains(&name), "{reply}");
+    }
+    nothing_left(&host);
+}

@@ -1,0 +1,367 @@
+//! The task that owns one sandbox: everything that changes it passes here, one thing after the other.
+//!
+//! # Invariants
+//! - `machine` is there if and only if the state has a machine.
+//! - The state told to users is set in the same step as the state itself, on every way out of a verb.
+//! - A verb that was begun is finished even when the one who asked has gone.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use guest::Guest;
+use serde_json::json;
+use storage::{Manifest, RunState, SandboxDir};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::ReusableBoxFuture;
+use types::{Boot, CloneMethod, SandboxName, Timestamp};
+use vm::{End, Machine};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::lease::{Activity, Lease};
+use crate::services::{Services, blocking};
+use crate::state::{Happening, State};
+use crate::timing::Stopwatch;
+use crate::view::{Report, SandboxView, Status, Timings, Transition};
+
+/// What may be changed of a sandbox without touching its machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Edit {
+    /// A new name, free among the owner's.
+    pub name: Option<SandboxName>,
+    /// Whether to stay hot.
+    pub keep_hot: Option<bool>,
+    /// Labels to set; an empty value removes the label.
+    pub labels: types::Labels,
+}
+
+/// How to start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Start {
+    /// Give up the memory image and boot from the disk.
+    pub discard_memory: bool,
+    /// Refuse to boot from the disk.
+    pub strict: bool,
+}
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// What the owner of a sandbox may be asked.
+pub(crate) enum Command {
+    Lease(Reply<(Guest, Lease)>),
+    Start(Start, Reply<Report>),
+    Stop(Reply<Report>),
+    Pause { only_if_idle: bool, reply: Reply<Report> },
+    Edit(Edit, Reply<SandboxView>),
+    Destroy(Reply<()>),
+}
+
+/// What others may know of a sandbox without asking its owner.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) view: RwLock<SandboxView>,
+    pub(crate) activity: Arc<Activity>,
+}
+
+impl Shared {
+    pub(crate) fn view(&self) -> SandboxView {
+        let mut view = self.view.read().unwrap_or_else(PoisonError::into_inner).clone();
+        view.last_active_at = self.activity.last_active();
+        view
+    }
+}
+
+/// A machine with its agent attached.
+pub(crate) struct Running {
+    pub(crate) machine: Machine,
+    pub(crate) guest: Guest,
+    ended: ReusableBoxFuture<'static, End>,
+}
+
+impl Running {
+    pub(crate) fn new(machine: Machine, guest: Guest) -> Self {
+        let ended = ReusableBoxFuture::new(machine.ended());
+        Self { machine, guest, ended }
+    }
+}
+
+/// The owner of one sandbox.
+pub(crate) struct Actor {
+    pub(crate) services: Arc<Services>,
+    pub(crate) dir: SandboxDir,
+    pub(crate) manifest: Manifest,
+    pub(crate) state: State,
+    pub(crate) running: Option<Running>,
+    /// Why it is broken, or why its memory is gone; told at the next start.
+    pub(crate) trouble: Option<String>,
+    pub(crate) boot: Boot,
+    pub(crate) clone: CloneMethod,
+    pub(crate) last_transition: Option<Transition>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Actor {
+    /// Serves commands until the sandbox is destroyed or nobody can ask any more. In the latter case a machine that
+    /// runs goes on running: it outlives the daemon.
+    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        loop {
+            let ended = async {
+                match &mut self.running {
+                    Some(running) => (&mut running.ended).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let command = tokio::select! {
+                // An end that was seen comes before commands, which would otherwise talk to a machine that is gone.
+                biased;
+                end = ended => {
+                    self.on_end(end).await;
+                    continue;
+                }
+                command = commands.recv() => command,
+            };
+            match command {
+                None => return,
+                Some(command) => self.obey(command).await,
+            }
+            if self.state == State::Gone {
+                return;
+            }
+        }
+    }
+
+    /// Carries out one command. Who asked may have gone: then nobody hears the reply, and that is all.
+    async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Lease(reply) => {
+                // Waking for somebody who has gone would be for nobody.
+                if !reply.is_closed() {
+                    let leased = self.lease().await;
+                    let _heard = reply.send(leased);
+                }
+            }
+            Command::Start(start, reply) => {
+                let report = self.start(start).await;
+                let _heard = reply.send(report);
+            }
+            Command::Stop(reply) => {
+                let report = self.stop().await;
+                let _heard = reply.send(report);
+            }
+            Command::Pause { only_if_idle, reply } => {
+                let report = self.pause(only_if_idle).await;
+                let _heard = reply.send(report);
+            }
+            Command::Edit(edit, reply) => {
+                let view = self.edit(edit).await;
+                let _heard = reply.send(view);
+            }
+            Command::Destroy(reply) => {
+                let done = self.destroy().await;
+                let _heard = reply.send(done);
+            }
+        }
+    }
+
+    /// The guest and a lease on it; wakes what sleeps.
+    async fn lease(&mut self) -> Result<(Guest, Lease)> {
+        self.ensure_hot(Start::default()).await?;
+        match &self.running {
+            Some(running) => Ok((running.guest.clone(), self.shared.activity.lease())),
+            None => Err(Error::new(ErrorKind::Internal, "a hot sandbox has no machine")),
+        }
+    }
+
+    async fn start(&mut self, start: Start) -> Result<Report> {
+        let (changed, timings, warnings) = self.ensure_hot(start).await?;
+        self.shared.activity.touch();
+        Ok(self.report(changed, timings, warnings))
+    }
+
+    async fn pause(&mut self, only_if_idle: bool) -> Result<Report> {
+        let Some(running) = self.running.as_ref().filter(|_| self.state == State::Hot) else {
+            return Ok(self.report(false, Timings::default(), Vec::new()));
+        };
+        let leases = self.shared.activity.leases();
+        if only_if_idle && leases > 0 {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("{} works: {leases} in flight", self.manifest.name),
+            ));
+        }
+        let watch = Stopwatch::start();
+        running.machine.pause().await?;
+        self.enter(Happening::Paused)?;
+        Ok(self.report(true, watch.finish(), Vec::new()))
+    }
+
+    async fn edit(&mut self, edit: Edit) -> Result<SandboxView> {
+        let mut manifest = self.manifest.clone();
+        if let Some(name) = edit.name {
+            manifest.name = name;
+        }
+        if let Some(keep_hot) = edit.keep_hot {
+            manifest.keep_hot = keep_hot;
+        }
+        for (key, value) in edit.labels {
+            if value.is_empty() {
+                manifest.labels.remove(&key);
+            } else {
+                manifest.labels.insert(key, value);
+            }
+        }
+        if manifest != self.manifest {
+            self.commit(manifest).await?;
+            self.publish();
+            self.index()?;
+            self.event("edited", json!({}));
+        }
+        Ok(self.shared.view())
+    }
+
+    async fn destroy(&mut self) -> Result<()> {
+        if let Some(running) = self.running.take() {
+            drop(running.guest);
+            if let Err(error) = running.machine.kill().await {
+                tracing::error!(%error, sandbox = %self.manifest.name, "the VMM did not end");
+            }
+            self.enter(Happening::Ended)?;
+        }
+        let dir = self.dir.clone();
+        blocking(move || Ok(dir.destroy()?)).await?;
+        self.enter(Happening::Destroyed)?;
+        if let Err(error) = self.services.index().remove_sandbox(&self.manifest.id) {
+            // Its directory is gone, and the directories are the truth: the next start of the daemon corrects the index.
+            tracing::warn!(%error, sandbox = %self.manifest.name, "the index still lists a destroyed sandbox");
+        }
+        self.event("destroyed", json!({}));
+        Ok(())
+    }
+
+    /// The machine ended by itself.
+    async fn on_end(&mut self, end: End) {
+        let Some(running) = self.running.take() else { return };
+        drop(running.guest);
+        if let Err(error) = running.machine.kill().await {
+            tracing::error!(%error, sandbox = %self.manifest.name, "the VMM did not end");
+        }
+        let (kind, trouble) = match end {
+            End::Shutdown => ("powered_off", None),
+            End::Panicked => ("panicked", Some("its kernel panicked, so its memory is lost".to_owned())),
+            End::Gone => ("died", Some("its VMM ended unexpectedly, so its memory is lost".to_owned())),
+        };
+        self.trouble = trouble;
+        // A manifest that still says `running` without a VMM means the same; this only says it sooner.
+        if let Err(error) = self.commit(self.manifest.clone().into_off()).await {
+            tracing::warn!(%error, sandbox = %self.manifest.name, "the manifest still says that it runs");
+        }
+        if let Err(error) = self.enter(Happening::Ended) {
+            tracing::error!(%error, sandbox = %self.manifest.name, "an end that should not be possible");
+        }
+        self.event(kind, json!({ "generation": self.manifest.generation }));
+    }
+
+    /// Replaces the manifest on disk and, if that worked, in memory.
+    pub(crate) async fn commit(&mut self, manifest: Manifest) -> Result<()> {
+        let (dir, new) = (self.dir.clone(), manifest.clone());
+        blocking(move || Ok(dir.commit(&new)?)).await?;
+        self.manifest = manifest;
+        Ok(())
+    }
+
+    /// Moves to the state after `what` and tells everybody.
+    pub(crate) fn enter(&mut self, what: Happening) -> Result<()> {
+        let Some(next) = self.state.next(what) else {
+            let text = format!("{:?} cannot happen to a sandbox that is {:?}", what, self.state);
+            return Err(Error::new(ErrorKind::Internal, text));
+        };
+        self.state = next;
+        self.publish();
+        Ok(())
+    }
+
+    /// Notes a finished change of state.
+    pub(crate) fn record(
+        &mut self,
+        verb: &'static str,
+        timings: &Timings,
+        bytes: &[(&'static str, types::Bytes)],
+    ) {
+        let bytes = bytes.iter().copied().collect();
+        self.last_transition =
+            Some(Transition { verb, at: Timestamp::now(), timings: timings.clone(), bytes });
+        self.publish();
+    }
+
+    pub(crate) fn event(&self, kind: &'static str, detail: serde_json::Value) {
+        let manifest = &self.manifest;
+        self.services.events.sandbox(kind, &manifest.owner, &manifest.id, &manifest.name, detail);
+    }
+
+    pub(crate) fn index(&self) -> Result<()> {
+        let row = row(&self.manifest, self.shared.activity.last_active());
+        Ok(self.services.index().put_sandbox(&row)?)
+    }
+
+    pub(crate) fn publish(&self) {
+        let mut view = self.shared.view.write().unwrap_or_else(PoisonError::into_inner);
+        *view = self.view();
+    }
+
+    fn view(&self) -> SandboxView {
+        let manifest = &self.manifest;
+        SandboxView {
+            id: manifest.id.clone(),
+            name: manifest.name.clone(),
+            owner: manifest.owner.clone(),
+            image: manifest.image.name.clone(),
+            cpus: manifest.cpus,
+            memory: manifest.memory_mib,
+            disk_size: manifest.disk_size_mib,
+            status: match self.state {
+                State::Hot | State::Warm => Status::Running,
+                State::Off | State::Cold | State::Gone => Status::Stopped,
+                State::Broken => Status::Error(self.trouble.clone().unwrap_or_default()),
+            },
+            thermal: self.state.thermal(),
+            keep_hot: manifest.keep_hot,
+            labels: manifest.labels.clone(),
+            created_at: manifest.created_at,
+            last_active_at: self.shared.activity.last_active(),
+            generation: manifest.generation,
+            boot: self.boot,
+            clone: self.clone,
+            accel: manifest.machine.accel,
+            last_transition: self.last_transition.clone(),
+        }
+    }
+
+    pub(crate) fn report(&self, changed: bool, timings: Timings, warnings: Vec<String>) -> Report {
+        Report { view: self.shared.view(), created: false, changed, timings, warnings }
+    }
+}
+
+/// The state in which a manifest leaves a sandbox that has no machine.
+pub(crate) const fn resting_state(manifest: &Manifest) -> State {
+    match manifest.state {
+        RunState::Cold => State::Cold,
+        // It says running, and there is no machine: host or VMM died.
+        RunState::Off | RunState::Running => State::Off,
+    }
+}
+
+/// A sandbox as the index lists it.
+pub(crate) fn row(manifest: &Manifest, last_active_at: Timestamp) -> meta::SandboxRow {
+    meta::SandboxRow {
+        id: manifest.id.clone(),
+        owner: manifest.owner.clone(),
+        name: manifest.name.clone(),
+        record_json: json!({
+            "image": manifest.image.name,
+            "cpus": manifest.cpus,
+            "memory_mb": manifest.memory_mib,
+            "labels": manifest.labels,
+        })
+        .to_string(),
+        created_at: manifest.created_at,
+        last_active_at,
+    }
+}

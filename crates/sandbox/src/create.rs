@@ -1,0 +1,257 @@
+//! Creating: a clone of a template gets its own disk, its own identity, and a name.
+//!
+//! # Crash order
+//! Disk and config drive are made in a staging directory, which becomes the sandbox's own, with its manifest, before
+//! its VMM starts: so a VMM never runs on files that nobody would know. If the guest then does not come up, all of it is
+//! removed again, for nobody was told of it.
+
+use std::sync::{Arc, RwLock};
+
+use serde_json::json;
+use storage::{CloneReport, ImageRef, Manifest, RunState, SandboxDir, TemplateRecord};
+use types::{Arch, Boot, CloneMethod, Mebibytes, SandboxId, SandboxSpec, StorageLayout, Timestamp};
+use vm::Machine;
+
+use crate::actor::{Actor, Running, Shared};
+use crate::error::{Error, ErrorKind, Result};
+use crate::launch::{self, Frame};
+use crate::lease::Activity;
+use crate::services::{Services, blocking};
+use crate::state::{Happening, State};
+use crate::template::{self, Found, TemplateWish};
+use crate::timing::Stopwatch;
+use crate::view::Timings;
+
+/// Makes the sandbox and its running machine. What was made is removed again when any step fails.
+pub(crate) async fn create(services: &Arc<Services>, spec: SandboxSpec) -> Result<(Actor, Timings)> {
+    let mut watch = Stopwatch::start();
+    let wish = wish(services, &spec).await?;
+    let disk_size = disk_size(&spec, &wish)?;
+    let (template, found) = template::find_or_make(services, &wish, spec.strict).await?;
+    watch.lap(match found {
+        Found::There => "template",
+        Found::Made => "template_boot",
+    });
+    let id = SandboxId::random();
+    let manifest = manifest(&id, &spec, &wish, &template, disk_size);
+    let (dir, cloned) = stage(services, &spec, &template, manifest.clone()).await?;
+    watch.lap("disk");
+    let grow = disk_size > image_size(&wish);
+    let made = start(services, &dir, &manifest, &template, grow, &mut watch).await;
+    let running = match made {
+        Ok(running) => running,
+        Err(error) => {
+            let gone = blocking(move || Ok(dir.destroy()?)).await;
+            if let Err(left) = gone {
+                tracing::error!(error = %left, %id, "a sandbox that failed to start could not be removed");
+            }
+            return Err(error);
+        }
+    };
+    let timings = watch.finish();
+    let clone = match manifest.layout {
+        // The overlay's own few pages are copied either way; what matters is that the base is not.
+        StorageLayout::Overlay => CloneMethod::Overlay,
+        StorageLayout::Reflink => cloned.method,
+    };
+    let mut actor = actor(services, dir, manifest, clone, Timestamp::now());
+    actor.running = Some(running);
+    actor.boot = Boot::Template;
+    actor.enter(Happening::Booted)?;
+    actor.record("create", &timings, &[]);
+    actor.index()?;
+    let detail = json!({ "template": found == Found::Made, "clone": clone, "total_ms": timings.total_ms() });
+    actor.event("created", detail);
+    Ok((actor, timings))
+}
+
+/// An owner for a sandbox that is on disk and has no machine.
+pub(crate) fn actor(
+    services: &Arc<Services>,
+    dir: SandboxDir,
+    manifest: Manifest,
+    clone: CloneMethod,
+    last_active_at: Timestamp,
+) -> Actor {
+    let activity = Activity::new(last_active_at);
+    let state = crate::actor::resting_state(&manifest);
+    let boot = if state == State::Cold { Boot::Resume } else { Boot::ColdBoot };
+    let view = crate::view::SandboxView {
+        id: manifest.id.clone(),
+        name: manifest.name.clone(),
+        owner: manifest.owner.clone(),
+        image: manifest.image.name.clone(),
+        cpus: manifest.cpus,
+        memory: manifest.memory_mib,
+        disk_size: manifest.disk_size_mib,
+        status: crate::view::Status::Stopped,
+        thermal: types::Thermal::Cold,
+        keep_hot: manifest.keep_hot,
+        labels: manifest.labels.clone(),
+        created_at: manifest.created_at,
+        last_active_at: activity.last_active(),
+        generation: manifest.generation,
+        boot,
+        clone,
+        accel: manifest.machine.accel,
+        last_transition: None,
+    };
+    Actor {
+        services: Arc::clone(services),
+        dir,
+        manifest,
+        state,
+        running: None,
+        trouble: None,
+        boot,
+        clone,
+        last_transition: None,
+        shared: Arc::new(Shared { view: RwLock::new(view), activity }),
+    }
+}
+
+/// The template that the spec asks for.
+pub(crate) async fn wish(services: &Services, spec: &SandboxSpec) -> Result<TemplateWish> {
+    let qemu = services.qemu().await?;
+    let accel = services.accel().await?;
+    let machine = launch::machine_record(qemu, accel);
+    let (store, image) = (services.store.clone(), spec.image.clone());
+    let layout = services.config.layout;
+    let (image, kernel) = blocking(move || {
+        let kernel = store.kernel().get(Arch::host()).map_err(|error| {
+            if error.kind() == storage::ErrorKind::NotFound {
+                Error::new(ErrorKind::NotReady, "there is no guest kernel here yet")
+                    .hint("run `bhatti setup`")
+            } else {
+                error.into()
+            }
+        })?;
+        let record = store.images().resolve(&image, Arch::host()).map_err(|error| {
+            if error.kind() == storage::ErrorKind::NotFound {
+                Error::new(ErrorKind::NotFound, format!("there is no image {:?}", image.as_str()))
+                    .hint("`bhatti image list` shows those that are there; `bhatti setup` makes `minimal`")
+            } else {
+                error.into()
+            }
+        })?;
+        Ok((record, kernel))
+    })
+    .await?;
+    Ok(TemplateWish { image, kernel, layout, cpus: spec.cpus, memory: spec.memory, machine })
+}
+
+/// The image's size, rounded up: the least a root disk can have.
+fn image_size(wish: &TemplateWish) -> Mebibytes {
+    Mebibytes(wish.image.size.0.div_ceil(1 << 20))
+}
+
+fn disk_size(spec: &SandboxSpec, wish: &TemplateWish) -> Result<Mebibytes> {
+    let least = image_size(wish);
+    match spec.disk_size {
+        Some(size) if size < least => Err(Error::new(
+            ErrorKind::BadRequest,
+            format!("a disk of {size} is smaller than the image {}, which has {least}", wish.image.name),
+        )
+        .hint(format!("disks only grow: use {} or more", least.0))),
+        Some(size) => Ok(size),
+        None => Ok(least),
+    }
+}
+
+fn manifest(
+    id: &SandboxId,
+    spec: &SandboxSpec,
+    wish: &TemplateWish,
+    template: &TemplateRecord,
+    disk_size: Mebibytes,
+) -> Manifest {
+    Manifest {
+        id: id.clone(),
+        name: spec.name.clone(),
+        owner: spec.owner.clone(),
+        generation: 1,
+        state: RunState::Running,
+        layout: wish.layout,
+        image: ImageRef { name: wish.image.name.clone(), id: wish.image.id.clone() },
+        kernel: wish.kernel.id.clone(),
+        cpus: spec.cpus,
+        memory_mib: spec.memory,
+        disk_size_mib: disk_size,
+        labels: spec.labels.clone(),
+        keep_hot: spec.keep_hot,
+        created_at: Timestamp::now(),
+        ram_base: template.ram_base(),
+        machine: template.spec.machine.clone(),
+        memory: None,
+    }
+}
+
+/// Disk, config drive and manifest, under their final name.
+async fn stage(
+    services: &Services,
+    spec: &SandboxSpec,
+    template: &TemplateRecord,
+    manifest: Manifest,
+) -> Result<(SandboxDir, CloneReport)> {
+    let store = services.store.clone();
+    let (env, init, files) = (spec.env.clone(), spec.init.clone(), spec.files.clone());
+    let template = template.clone();
+    blocking(move || {
+        let staged = store.stage_sandbox(&manifest.id)?;
+        let cloned = staged.clone_root_from_template(&template)?;
+        let drive = image::ConfigDrive { env: &env, init: init.as_deref(), place_files: true, files: &files };
+        image::config_drive(&staged.config_path(), &drive)?;
+        Ok((staged.commit(&manifest)?, cloned))
+    })
+    .await
+}
+
+/// The machine, cloned from the template, with its own identity. The VMM is gone when this fails.
+async fn start(
+    services: &Services,
+    dir: &SandboxDir,
+    manifest: &Manifest,
+    template: &TemplateRecord,
+    grow: bool,
+    watch: &mut Stopwatch,
+) -> Result<Running> {
+    let qemu = services.qemu().await?;
+    let (store, locked, record, wanted) =
+        (services.store.clone(), dir.clone(), template.clone(), manifest.clone());
+    let (kernel, base, devices, lock) = blocking(move || {
+        Ok((
+            store.kernel().by_id(&wanted.kernel)?,
+            store.ram_base(&wanted.ram_base, wanted.memory_mib)?,
+            store.templates().open_devices(&record)?,
+            locked.lock_root()?,
+        ))
+    })
+    .await?;
+    let spec = Frame::of(manifest).spec(services, qemu, &kernel, base, true);
+    let machine = Machine::launch(qemu, &spec, dir.path(), lock).await?;
+    watch.lap("spawn");
+    let brought_up = async {
+        machine.load_devices(devices).await?;
+        watch.lap("devices");
+        if grow {
+            machine.resize_root(manifest.disk_size_mib.bytes()).await?;
+        }
+        machine.resume().await?;
+        let identity = launch::identity(&manifest.id, &manifest.name, true);
+        let pad = !template.spec.detached;
+        let (guest, welcome) =
+            launch::attach(&machine, Some(identity), pad, grow, services.config.boot_timeout).await?;
+        for warning in &welcome.warnings {
+            tracing::warn!(sandbox = %manifest.name, warning, "the guest says");
+        }
+        watch.lap("attach");
+        Ok(guest)
+    };
+    match brought_up.await {
+        Ok(guest) => Ok(Running::new(machine, guest)),
+        Err(error) => {
+            machine.kill().await?;
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The one channel on which facts come back: kept in the index, and sent to whoever listens.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use meta::{Index, NewEvent};
+use serde_json::Value;
+use tokio::sync::broadcast;
+use types::{Owner, SandboxId, SandboxName, Timestamp};
+
+use crate::error::Result;
+use crate::view::EventView;
+
+/// How many events a slow listener may lag behind before it is told that it missed some.
+const LISTENER_BACKLOG: usize = 1024;
+
+#[derive(Debug)]
+pub(crate) struct Events {
+    index: Arc<Mutex<Index>>,
+    listeners: broadcast::Sender<EventView>,
+}
+
+impl Events {
+    pub(crate) fn new(index: Arc<Mutex<Index>>) -> Self {
+        Self { index, listeners: broadcast::Sender::new(LISTENER_BACKLOG) }
+    }
+
+    /// Notes that something happened to a sandbox. A full disk must not fail the verb that already happened, so a
+    /// failure to keep the event is logged and the listeners still hear of it (with number 0).
+    pub(crate) fn sandbox(
+        &self,
+        kind: &'static str,
+        owner: &Owner,
+        id: &SandboxId,
+        name: &SandboxName,
+        detail: Value,
+    ) {
+        let new = NewEvent {
+            at: Timestamp::now(),
+            owner: owner.clone(),
+            sandbox_id: Some(id.clone()),
+            sandbox_name: Some(name.clone()),
+            kind: format!("sandbox.{kind}"),
+            detail,
+        };
+        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let event = match index.append_event(&new) {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::error!(%error, kind, sandbox = %name, "an event could not be kept");
+                meta::Event { seq: 0, event: new }
+            }
+        };
+        tracing::info!(kind = %event.event.kind, sandbox = %name, %id, detail = %event.event.detail, "event");
+        // Sent while the index is held, so that listeners hear events in the order of their numbers. That nobody
+        // listens is no error.
+        let _listeners = self.listeners.send(view(event));
+    }
+
+    pub(crate) fn since(&self, seq: u64, limit: u32, owner: Option<&Owner>) -> Result<Vec<EventView>> {
+        let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(index.events_since(seq, limit, owner)?.into_iter().map(view).collect())
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<EventView> {
+        self.listeners.subscribe()
+    }
+}
+
+fn view(event: meta::Event) -> EventView {
+    let meta::Event { seq, event } = event;
+    EventView {
+        seq,
+        at: event.at,
+        kind: event.kind,
+        sandbox: event.sandbox_id.zip(event.sandbox_name.map(String::from)),
+        owner: event.owner,
+        detail: event.detail,
+    }
+}

@@ -1,0 +1,336 @@
+//! The host: all sandboxes of one data directory, and the verbs that find one and hand the work to its owner.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use storage::DaemonLock;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+use types::{Arch, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SpecLimits};
+
+use crate::actor::{Actor, Command, Edit, Reply, Shared, Start};
+use crate::error::{Error, ErrorKind, Result};
+use crate::keyed::KeyedLocks;
+use crate::lease::Lease;
+use crate::registry::{Entry, Registry};
+use crate::services::{HostConfig, Services, blocking};
+use crate::view::{EventView, HostInfo, Report, SandboxView};
+
+/// How many commands may wait for one sandbox's owner before who asks must wait to ask.
+const COMMANDS: usize = 64;
+
+/// The least guest memory that boots, with room for the agent and a shell.
+const MIN_MEMORY: Mebibytes = Mebibytes(128);
+
+/// All sandboxes of one data directory. Cheap to clone.
+#[derive(Clone)]
+pub struct Host {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) services: Arc<Services>,
+    pub(crate) registry: Registry,
+    /// One creation or renaming a name at a time.
+    names: KeyedLocks<(Owner, SandboxName)>,
+    owners: TaskTracker,
+    limits: SpecLimits,
+    info: OnceLock<HostInfo>,
+    _lock: DaemonLock,
+}
+
+impl Host {
+    /// Takes the data directory for this daemon, tidies what a crash left, and takes over machines that still run.
+    ///
+    /// # Errors
+    /// `Busy` when another daemon has it; `NotReady` when it cannot be written.
+    pub async fn open(config: HostConfig) -> Result<Self> {
+        let (services, lock) = blocking(move || {
+            let services = Services::open(config)?;
+            let lock = services.store.lock_daemon()?;
+            Ok((services, lock))
+        })
+        .await?;
+        let limits = SpecLimits {
+            max_cpus: vm::host_cpus(),
+            min_memory: MIN_MEMORY,
+            max_memory: vm::host_memory().floor_mib(),
+            max_files_bytes: image::CONFIG_FILES_MAX_BYTES.0,
+        };
+        let host = Self {
+            inner: Arc::new(Inner {
+                services,
+                registry: Registry::default(),
+                names: KeyedLocks::default(),
+                owners: TaskTracker::new(),
+                limits,
+                info: OnceLock::new(),
+                _lock: lock,
+            }),
+        };
+        crate::reopen::reopen(&host).await?;
+        Ok(host)
+    }
+
+    /// What this host is; probes the accelerator when that was not done yet.
+    ///
+    /// # Errors
+    /// `NotReady` without a VMM or a kernel.
+    pub async fn info(&self) -> Result<HostInfo> {
+        if let Some(info) = self.inner.info.get() {
+            return Ok(info.clone());
+        }
+        let services = &self.inner.services;
+        let info = HostInfo {
+            vmm: format!("QEMU {}", services.qemu().await?.version),
+            accel: services.accel().await?,
+            data_dir: services.store.root().to_owned(),
+        };
+        Ok(self.inner.info.get_or_init(|| info).clone())
+    }
+
+    /// What one sandbox may be given.
+    #[must_use]
+    pub fn limits(&self) -> SpecLimits {
+        self.inner.limits
+    }
+
+    /// Where the unix socket belongs.
+    #[must_use]
+    pub fn socket_path(&self) -> PathBuf {
+        self.inner.services.store.socket_path()
+    }
+
+    /// The admin key: read from its file, written there when there is none yet.
+    ///
+    /// # Errors
+    /// The file can be neither read nor written.
+    pub async fn admin_key(&self, fresh: String) -> Result<String> {
+        let store = self.inner.services.store.clone();
+        blocking(move || Ok(store.admin_key(&fresh)?)).await
+    }
+
+    /// A name that is free among the owner's.
+    #[must_use]
+    pub fn free_name(&self, owner: &Owner) -> SandboxName {
+        self.inner.registry.free_name(owner)
+    }
+
+    /// Makes a sandbox, or returns the one of that name and shape.
+    ///
+    /// # Errors
+    /// `BadRequest`, `NotFound` for the image, `Conflict` for a name of another shape, `NotReady`, `NoSpace`, and what
+    /// goes wrong with the VMM; nothing is left then.
+    pub async fn create(&self, spec: SandboxSpec) -> Result<Report> {
+        spec.validate(&self.inner.limits)?;
+        let _name = self.inner.names.lock(&(spec.owner.clone(), spec.name.clone())).await;
+        if let Some(entry) = self.inner.registry.by_name(&spec.owner, &spec.name) {
+            return existing(&spec, entry.shared.view());
+        }
+        // Made in a task of its own, so that a caller who goes away leaves a whole sandbox or none.
+        let host = self.clone();
+        let made = self.inner.owners.spawn(async move {
+            let (actor, timings) = crate::create::create(&host.inner.services, spec).await?;
+            let mut report = actor.report(true, timings, Vec::new());
+            report.created = true;
+            host.adopt(actor);
+            Ok(report)
+        });
+        made.await.map_err(|error| Error::new(ErrorKind::Internal, "creating failed").source(error))?
+    }
+
+    /// Gives a sandbox its owner task.
+    pub(crate) fn adopt(&self, actor: Actor) {
+        let (commands, queue) = mpsc::channel(COMMANDS);
+        let manifest = &actor.manifest;
+        self.inner.registry.insert(Entry {
+            id: manifest.id.clone(),
+            owner: manifest.owner.clone(),
+            name: manifest.name.clone(),
+            commands,
+            shared: Arc::clone(&actor.shared),
+        });
+        let (id, host) = (manifest.id.clone(), Arc::downgrade(&self.inner));
+        self.inner.owners.spawn(async move {
+            actor.run(queue).await;
+            if let Some(inner) = host.upgrade() {
+                inner.registry.remove(&id);
+            }
+        });
+    }
+
+    /// The owner's sandboxes that have all these labels, by name.
+    #[must_use]
+    pub fn list(&self, owner: &Owner, labels: &Labels) -> Vec<SandboxView> {
+        let has = |view: &SandboxView| labels.iter().all(|(key, value)| view.labels.get(key) == Some(value));
+        let mut views: Vec<_> =
+            self.inner.registry.of_owner(owner).iter().map(|entry| entry.shared.view()).filter(has).collect();
+        views.sort_by(|a, b| a.name.cmp(&b.name));
+        views
+    }
+
+    /// One sandbox, by name, id, or the beginning of an id.
+    ///
+    /// # Errors
+    /// `NotFound`, `BadRequest` for an ambiguous beginning.
+    pub fn inspect(&self, owner: &Owner, which: &str) -> Result<SandboxView> {
+        Ok(self.find(owner, which)?.view())
+    }
+
+    /// Changes what can be changed without touching the machine.
+    ///
+    /// # Errors
+    /// `Conflict` when the new name is taken.
+    pub async fn edit(&self, owner: &Owner, which: &str, edit: Edit) -> Result<SandboxView> {
+        let Some(name) = edit.name.clone() else {
+            return self.ask(owner, which, |reply| Command::Edit(edit, reply)).await;
+        };
+        let _name = self.inner.names.lock(&(owner.clone(), name.clone())).await;
+        let id = self.find(owner, which)?.view().id;
+        if self.inner.registry.by_name(owner, &name).is_some_and(|other| other.id != id) {
+            return Err(Error::new(ErrorKind::Conflict, format!("there is a sandbox named {name} already"))
+                .hint("choose another name"));
+        }
+        let view = self.ask(owner, id.as_str(), |reply| Command::Edit(edit, reply)).await?;
+        self.inner.registry.rename(&id, &name);
+        Ok(view)
+    }
+
+    /// Puts a sandbox to sleep.
+    ///
+    /// # Errors
+    /// `NoSpace` and others; the guest then goes on running.
+    pub async fn stop(&self, owner: &Owner, which: &str) -> Result<Report> {
+        self.ask(owner, which, Command::Stop).await
+    }
+
+    /// Makes a sandbox hot.
+    ///
+    /// # Errors
+    /// `Corrupt` when its memory is damaged (`discard_memory` is the way out), `SlowPath`, and what the VMM says.
+    pub async fn start(&self, owner: &Owner, which: &str, start: Start) -> Result<Report> {
+        self.ask(owner, which, |reply| Command::Start(start, reply)).await
+    }
+
+    /// Stops a sandbox's processors and keeps it in memory (warm); anything that needs it makes it hot again.
+    ///
+    /// # Errors
+    /// `Busy` when work is in flight and `only_if_idle` was asked for.
+    pub async fn pause(&self, owner: &Owner, which: &str, only_if_idle: bool) -> Result<Report> {
+        self.ask(owner, which, |reply| Command::Pause { only_if_idle, reply }).await
+    }
+
+    /// Removes a sandbox with everything in it.
+    ///
+    /// # Errors
+    /// When its files could not be removed.
+    pub async fn destroy(&self, owner: &Owner, which: &str) -> Result<()> {
+        self.ask(owner, which, Command::Destroy).await
+    }
+
+    /// The guest of a sandbox, awake, with a lease that keeps it so.
+    pub(crate) async fn lease(&self, owner: &Owner, which: &str) -> Result<(guest::Guest, Lease)> {
+        self.ask(owner, which, Command::Lease).await
+    }
+
+    /// The base images.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn images(&self) -> Result<Vec<storage::ImageRecord>> {
+        let store = self.inner.services.store.clone();
+        blocking(move || Ok(store.images().list()?)).await
+    }
+
+    /// The base image of that name for this host's architecture.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn image(&self, name: &types::ImageName) -> Result<storage::ImageRecord> {
+        let (store, name) = (self.inner.services.store.clone(), name.clone());
+        blocking(move || Ok(store.images().resolve(&name, Arch::host())?)).await
+    }
+
+    /// Events after `seq`, oldest first; only those of `owner` when given.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn events_since(&self, owner: Option<&Owner>, seq: u64, limit: u32) -> Result<Vec<EventView>> {
+        self.inner.services.events.since(seq, limit, owner)
+    }
+
+    /// Events from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<EventView> {
+        self.inner.services.events.subscribe()
+    }
+
+    /// Ends the daemon's part: machines go on running unless `stop_all`. Afterwards every verb is refused.
+    ///
+    /// # Errors
+    /// With `stop_all`: the first sandbox that could not be put to sleep; the others are tried all the same.
+    pub async fn shutdown(&self, stop_all: bool) -> Result<()> {
+        let entries = self.inner.registry.close();
+        let mut first_error = None;
+        if stop_all {
+            for entry in &entries {
+                if let Err(error) = send(entry, Command::Stop).await {
+                    tracing::error!(error = %error.with_causes(), sandbox = %entry.name, "could not be put to sleep");
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        let seen: Vec<_> = entries.iter().map(|e| (e.id.clone(), e.shared.activity.last_active())).collect();
+        // The owners end when nobody can ask them any more.
+        drop(entries);
+        self.inner.owners.close();
+        self.inner.owners.wait().await;
+        self.inner.services.index().touch(&seen)?;
+        first_error.map_or(Ok(()), Err)
+    }
+
+    fn find(&self, owner: &Owner, which: &str) -> Result<Arc<Shared>> {
+        Ok(self.inner.registry.find(owner, which)?.shared)
+    }
+
+    async fn ask<T>(
+        &self,
+        owner: &Owner,
+        which: &str,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T> {
+        send(&self.inner.registry.find(owner, which)?, command).await
+    }
+}
+
+/// Hands a command to a sandbox's owner and waits for the reply.
+async fn send<T>(entry: &Entry, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
+    let gone = || Error::new(ErrorKind::NotFound, format!("{} was destroyed", entry.name));
+    let (reply, answer) = oneshot::channel();
+    entry.commands.send(command(reply)).await.map_err(|_closed| gone())?;
+    answer.await.map_err(|_dropped| gone())?
+}
+
+/// What a create of a name that exists gives: the sandbox unchanged, if it is what was asked for.
+fn existing(spec: &SandboxSpec, view: SandboxView) -> Result<Report> {
+    let differs = [
+        (view.image != spec.image, format!("image {}", view.image)),
+        (view.cpus != spec.cpus, format!("{} cpus", view.cpus)),
+        (view.memory != spec.memory, format!("{} of memory", view.memory)),
+        (spec.disk_size.is_some_and(|size| size != view.disk_size), format!("a disk of {}", view.disk_size)),
+    ];
+    match differs.into_iter().find(|(differs, _)| *differs) {
+        Some((_, has)) => Err(Error::new(
+            ErrorKind::Conflict,
+            format!("there is a sandbox named {} already, and it has {has}", view.name),
+        )
+        .hint("choose another name, or destroy that one first")),
+        None => Ok(Report {
+            view,
+            created: false,
+            changed: false,
+            timings: Default::default(),
+            warnings: Vec::new(),
+        }),
+    }
+}

@@ -1,0 +1,141 @@
+//! From a manifest to a machine that runs it: which files, which devices, which base.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use guest::{AttachOptions, Guest};
+use storage::{DeviceRecord, MachineRecord, Manifest, layout};
+use tokio::time::Instant;
+use types::{Accel, Arch, ContentId, Mebibytes, SandboxId, SandboxName, StorageLayout};
+use vm::{End, Machine, MachineSpec, Qemu, RootDisk};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::services::Services;
+
+/// How long a guest that runs already may take to answer an attach.
+pub(crate) const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The machine that new templates and cold boots get on this host.
+pub(crate) fn machine_record(qemu: &Qemu, accel: Accel) -> MachineRecord {
+    let arch = Arch::host();
+    MachineRecord {
+        qemu_version: qemu.version.to_string(),
+        machine_type: Qemu::machine_type(arch).to_owned(),
+        accel,
+        cpu_model: vm::cpu_model(arch, accel).to_owned(),
+        devices: [("root", "virtio-blk"), ("config", "virtio-blk"), ("agent", "virtio-serial")]
+            .into_iter()
+            .map(|(id, kind)| DeviceRecord { id: id.into(), kind: kind.into(), port: id.into() })
+            .collect(),
+    }
+}
+
+/// What of a machine comes from the sandbox or template itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Frame<'a> {
+    pub(crate) machine: &'a MachineRecord,
+    pub(crate) layout: StorageLayout,
+    pub(crate) image: &'a ContentId,
+    pub(crate) cpus: u32,
+    pub(crate) memory: Mebibytes,
+    /// The config drive, as seen from the machine's directory.
+    pub(crate) config: PathBuf,
+}
+
+impl<'a> Frame<'a> {
+    pub(crate) fn of(manifest: &'a Manifest) -> Self {
+        Self {
+            machine: &manifest.machine,
+            layout: manifest.layout,
+            image: &manifest.image.id,
+            cpus: manifest.cpus,
+            memory: manifest.memory_mib,
+            config: PathBuf::from(layout::CONFIG_DRIVE),
+        }
+    }
+
+    /// The spec of the machine; `ram_base` as seen from its directory.
+    pub(crate) fn spec(
+        &self,
+        services: &Services,
+        qemu: &Qemu,
+        kernel: &storage::KernelRecord,
+        ram_base: PathBuf,
+        incoming: bool,
+    ) -> MachineSpec {
+        let root = PathBuf::from(layout::root_disk(self.layout));
+        MachineSpec {
+            arch: Arch::host(),
+            accel: self.machine.accel,
+            machine_type: self.machine.machine_type.clone(),
+            cpu_model: self.machine.cpu_model.clone(),
+            cpus: self.cpus,
+            memory: self.memory,
+            kernel: kernel.vmlinuz_from_machine_dir(),
+            initramfs: kernel.initramfs_from_machine_dir(),
+            extra_cmdline: Vec::new(),
+            ram_base,
+            ram_base_writable: !qemu.opens_base_read_only(),
+            root: Some(match self.layout {
+                StorageLayout::Overlay => RootDisk::Overlay {
+                    path: root,
+                    base: services.store.images().path_from_machine_dir(self.image),
+                },
+                StorageLayout::Reflink => RootDisk::Raw { path: root },
+            }),
+            config: Some(self.config.clone()),
+            incoming,
+        }
+    }
+}
+
+/// Who a guest is to be after a boot or a clone.
+pub(crate) fn identity(id: &SandboxId, name: &SandboxName, first_boot: bool) -> wire::Identity {
+    // Derived from the id, so that a boot from the disk gives the guest the machine-id that its disk knows.
+    let hash = blake3::hash(id.as_str().as_bytes());
+    wire::Identity {
+        sandbox_id: id.to_string(),
+        hostname: name.to_string(),
+        machine_id: hash.to_hex()[..32].to_owned(),
+        read_config: true,
+        first_boot,
+    }
+}
+
+/// Connects to the agent of a machine that has just been let go, and waits until it has done what `identity` asks.
+/// A machine that ends instead, or does not answer in time, is an error with the console's last lines.
+pub(crate) async fn attach(
+    machine: &Machine,
+    identity: Option<wire::Identity>,
+    pad: bool,
+    grow_root: bool,
+    timeout: Duration,
+) -> Result<(Guest, wire::Welcome)> {
+    let channel = machine.open_channel().await?;
+    let options = AttachOptions { pad, identity, grow_root, deadline: Instant::now() + timeout };
+    let why = tokio::select! {
+        attached = Guest::attach(channel, options) => match attached {
+            Ok(attached) => return Ok(attached),
+            Err(error) if error.kind() == guest::ErrorKind::Timeout => {
+                format!("the guest did not answer within {} s", timeout.as_secs())
+            }
+            Err(error) => format!("the guest's agent failed: {error}"),
+        },
+        end = machine.ended() => match end {
+            End::Shutdown => "the guest powered off while it was starting".to_owned(),
+            End::Panicked => "the guest's kernel panicked while it was starting".to_owned(),
+            End::Gone => "the VMM ended while the guest was starting".to_owned(),
+        },
+    };
+    Err(with_console(machine, why).await)
+}
+
+/// A failure of a guest, with the last lines of its console.
+async fn with_console(machine: &Machine, why: String) -> Error {
+    const LINES: usize = 8;
+    let console = machine.console_tail().await.unwrap_or_default();
+    let lines: Vec<&str> = console.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let tail = lines[lines.len().saturating_sub(LINES)..].join(" | ");
+    let message = if tail.is_empty() { why } else { format!("{why}; its console ended with: {tail}") };
+    Error::new(ErrorKind::GuestTimeout, message).hint("`bhatti doctor` checks kernel and accelerator")
+}

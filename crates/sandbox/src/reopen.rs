@@ -1,0 +1,129 @@
+//! Opening a data directory again: what a crash left is tidied, machines that still run are taken over.
+//!
+//! # What each finding means
+//! | manifest | VMM | meaning | done |
+//! |---|---|---|---|
+//! | running | alive | it outlived the daemon | taken over; let go if it is paused |
+//! | running | none | host or VMM died | boots from the disk at the next start |
+//! | cold | alive, paused | the daemon died in a stop after the commit, or in a wake before it | the VMM is ended; wakes from memory |
+//! | cold | none | asleep | nothing |
+//! | off | alive | the daemon died in a boot before the commit | the VMM is ended |
+//! | unreadable | any | damaged | shown as broken; nothing is touched |
+
+use serde_json::json;
+use storage::{Manifest, RunState};
+use types::{Boot, CloneMethod, SandboxId, StorageLayout};
+use vm::{Machine, Status};
+
+use crate::actor::{Actor, Running, row};
+use crate::create;
+use crate::error::Result;
+use crate::host::Host;
+use crate::launch::{self, ATTACH_TIMEOUT};
+use crate::services::blocking;
+
+/// Registers every sandbox on disk.
+pub(crate) async fn reopen(host: &Host) -> Result<()> {
+    let services = &host.inner.services;
+    let store = services.store.clone();
+    let (found, reflink) = blocking(move || {
+        let plan = store.reconcile_plan()?;
+        for leftover in &plan {
+            tracing::info!(kind = ?leftover.kind, path = %leftover.path.display(), held = leftover.held, "left by a crash");
+        }
+        for error in store.execute(&plan).failed {
+            tracing::warn!(%error, "a leftover stays");
+        }
+        Ok((store.sandboxes()?, store.probe()?.reflink))
+    })
+    .await?;
+    let known = services.index().all_sandboxes()?;
+    let mut rows = Vec::with_capacity(found.len());
+    for (id, manifest) in found {
+        let manifest = match manifest {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                tracing::error!(%error, %id, "a sandbox whose manifest cannot be read is left alone; `bhatti fsck` tells more");
+                continue;
+            }
+        };
+        let active =
+            known.iter().find(|row| row.id == id).map_or(manifest.created_at, |row| row.last_active_at);
+        rows.push(row(&manifest, active));
+        let clone = match manifest.layout {
+            StorageLayout::Overlay => CloneMethod::Overlay,
+            StorageLayout::Reflink if reflink => CloneMethod::Reflink,
+            StorageLayout::Reflink => CloneMethod::SparseCopy,
+        };
+        let actor = create::actor(services, services.store.sandbox(&id), manifest, clone, active);
+        host.adopt(take_over(actor, &id).await);
+    }
+    services.index().replace_all(&rows)?;
+    Ok(())
+}
+
+/// Joins a sandbox with the VMM that still runs it, if there is one.
+async fn take_over(mut actor: Actor, id: &SandboxId) -> Actor {
+    let machine = match Machine::adopt(actor.dir.path()).await {
+        Ok(Some(machine)) => machine,
+        Ok(None) => {
+            note_loss(&mut actor);
+            return actor;
+        }
+        Err(error) => {
+            tracing::error!(%error, %id, "a VMM is there and does not answer");
+            note_loss(&mut actor);
+            return actor;
+        }
+    };
+    if actor.manifest.state != RunState::Running {
+        tracing::info!(%id, "a VMM whose guest is not to run is ended");
+        if let Err(error) = machine.kill().await {
+            tracing::error!(%error, %id, "it did not end");
+        }
+        return actor;
+    }
+    match let_go(&machine, &actor.manifest).await {
+        Ok(guest) => {
+            actor.running = Some(Running::new(machine, guest));
+            actor.boot = Boot::Resume;
+            actor.state = crate::state::State::Hot;
+            actor.publish();
+            actor.event("adopted", json!({ "generation": actor.manifest.generation }));
+        }
+        Err(error) => {
+            // Its guest cannot be reached: to let it run on unseen would be worse than to boot it from its disk.
+            tracing::error!(error = %error.with_causes(), %id, "a running machine could not be taken over");
+            if let Err(error) = machine.kill().await {
+                tracing::error!(%error, %id, "it did not end");
+            }
+            actor.trouble =
+                Some(format!("it could not be taken over, so its memory is lost ({})", error.with_causes()));
+        }
+    }
+    actor
+}
+
+/// Says why the next start boots from the disk.
+fn note_loss(actor: &mut Actor) {
+    if actor.manifest.state == RunState::Running {
+        actor.trouble = Some("its VMM ended while no daemon watched, so its memory is lost".to_owned());
+        actor.event("memory_lost", json!({ "generation": actor.manifest.generation }));
+    }
+}
+
+async fn let_go(machine: &Machine, manifest: &Manifest) -> Result<guest::Guest> {
+    if machine.status().await? == Status::Paused {
+        machine.resume().await?;
+    }
+    let (guest, welcome) = launch::attach(machine, None, true, false, ATTACH_TIMEOUT).await?;
+    if welcome.configured {
+        return Ok(guest);
+    }
+    // The daemon died between starting the clone and telling it who it is.
+    guest.detach(tokio::time::Instant::now() + ATTACH_TIMEOUT).await?;
+    drop(guest);
+    let identity = launch::identity(&manifest.id, &manifest.name, true);
+    let (guest, _welcome) = launch::attach(machine, Some(identity), true, true, ATTACH_TIMEOUT).await?;
+    Ok(guest)
+}

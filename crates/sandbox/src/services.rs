@@ -1,0 +1,109 @@
+//! What every verb needs: the rooms below, opened once, and the one door for blocking work.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use meta::Index;
+use storage::Store;
+use tokio::sync::OnceCell;
+use types::{Accel, Arch, StorageLayout};
+use vm::Qemu;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::events::Events;
+
+/// How a host is to be run.
+#[derive(Debug, Clone)]
+pub struct HostConfig {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// The VMM's program; the usual name in `PATH` when missing.
+    pub qemu: Option<PathBuf>,
+    /// How new sandboxes keep their root disks.
+    pub layout: StorageLayout,
+    /// What is to execute guests; what a probe proved when missing.
+    pub accel: Option<Accel>,
+    /// How long a guest may take to boot.
+    pub boot_timeout: Duration,
+}
+
+impl HostConfig {
+    /// The defaults for a data directory.
+    #[must_use]
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            qemu: None,
+            layout: StorageLayout::Overlay,
+            accel: None,
+            boot_timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+/// The rooms below, shared by all sandboxes of one host.
+#[derive(Debug)]
+pub(crate) struct Services {
+    pub(crate) config: HostConfig,
+    pub(crate) store: Store,
+    pub(crate) events: Events,
+    pub(crate) builds: crate::keyed::KeyedLocks<types::ContentId>,
+    pub(crate) accel: OnceCell<Accel>,
+    index: Arc<Mutex<Index>>,
+    qemu: OnceCell<Qemu>,
+}
+
+impl Services {
+    /// Opens the rooms in `config.data_dir`; takes no daemon lock.
+    pub(crate) fn open(config: HostConfig) -> Result<Arc<Self>> {
+        let store = Store::open(&config.data_dir)?;
+        let index = match Index::open(&store.db_path()) {
+            Err(error) if error.kind() == meta::ErrorKind::Corrupt => {
+                // The index can be made again from the manifests; the damaged one is kept for whoever wants to look.
+                let kept = Index::set_aside(&store.db_path())?;
+                tracing::warn!(%error, kept = %kept.display(), "the index was damaged and is made anew");
+                Index::open(&store.db_path())?
+            }
+            other => other?,
+        };
+        let index = Arc::new(Mutex::new(index));
+        Ok(Arc::new(Self {
+            config,
+            store,
+            events: Events::new(Arc::clone(&index)),
+            builds: crate::keyed::KeyedLocks::default(),
+            accel: OnceCell::new(),
+            index,
+            qemu: OnceCell::new(),
+        }))
+    }
+
+    /// The VMM, looked for until it is found.
+    pub(crate) async fn qemu(&self) -> Result<&Qemu> {
+        self.qemu
+            .get_or_try_init(|| async {
+                let given = self.config.qemu.clone();
+                blocking(move || Ok(Qemu::discover(given.as_deref(), Arch::host())?)).await
+            })
+            .await
+    }
+
+    /// The index, for a call that ends in well under a millisecond.
+    pub(crate) fn index(&self) -> MutexGuard<'_, Index> {
+        // A panic while it was held cannot have left a transaction half done.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The one door through which blocking work enters: runs `work` on a thread that may wait.
+pub(crate) async fn blocking<T, F>(work: F) -> Result<T>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::new(ErrorKind::Internal, "a worker thread failed").source(error)),
+    }
+}

@@ -1,0 +1,167 @@
+//! Templates: one booted machine for each shape, made when it is first wanted, cloned ever after.
+//!
+//! # Crash order
+//! A template boots in a staging directory and gets its name only when disk, RAM base and device state are durable
+//! and its VMM is gone. Whatever ends the way there leaves a staging directory, which the next daemon removes.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use storage::{ImageRecord, ImageRef, KernelRecord, MachineRecord, TemplateRecord, TemplateSpec};
+use types::{ContentId, Mebibytes, StorageLayout};
+use vm::Machine;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::launch::{self, Frame};
+use crate::ram::Ram;
+use crate::services::{Services, blocking};
+
+/// Everything a template's key stands for.
+#[derive(Debug, Clone)]
+pub(crate) struct TemplateWish {
+    pub(crate) image: ImageRecord,
+    pub(crate) kernel: KernelRecord,
+    pub(crate) layout: StorageLayout,
+    pub(crate) cpus: u32,
+    pub(crate) memory: Mebibytes,
+    pub(crate) machine: MachineRecord,
+}
+
+impl TemplateWish {
+    /// The key: a hash over all that decides what a booted machine looks like. The VMM's release is part of it, so
+    /// that an older VMM never meets the device state of a newer one here.
+    pub(crate) fn key(&self) -> ContentId {
+        let release = self.machine.qemu_version.rsplit_once('.').map_or("", |(release, _)| release);
+        let parts = json!({
+            "version": 1,
+            "image": self.image.id,
+            "kernel": self.kernel.id,
+            "layout": self.layout,
+            "cpus": self.cpus,
+            "memory_mib": self.memory,
+            "machine_type": self.machine.machine_type,
+            "cpu_model": self.machine.cpu_model,
+            "accel": self.machine.accel,
+            "vmm_release": release,
+        });
+        ContentId::from_hash(blake3::hash(parts.to_string().as_bytes()).as_bytes())
+    }
+}
+
+/// Whether a template had to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    There,
+    Made,
+}
+
+/// The template for `wish`; boots one when there is none, unless `strict`. One build a key at a time: who comes
+/// meanwhile waits for it.
+pub(crate) async fn find_or_make(
+    services: &Services,
+    wish: &TemplateWish,
+    strict: bool,
+) -> Result<(TemplateRecord, Found)> {
+    let key = wish.key();
+    if let Some(record) = find(services, &key).await? {
+        return Ok((record, Found::There));
+    }
+    if strict {
+        return Err(Error::new(
+            ErrorKind::SlowPath,
+            "there is no template of this shape yet, so this would boot one",
+        )
+        .hint("leave --strict away once, or make it with `bhatti setup`"));
+    }
+    let _one_at_a_time = services.builds.lock(&key).await;
+    if let Some(record) = find(services, &key).await? {
+        return Ok((record, Found::There));
+    }
+    make(services, wish, key).await.map(|record| (record, Found::Made))
+}
+
+async fn find(services: &Services, key: &ContentId) -> Result<Option<TemplateRecord>> {
+    let (store, key) = (services.store.clone(), key.clone());
+    blocking(move || match store.templates().get(&key) {
+        Err(error) if error.kind() == storage::ErrorKind::Corrupt => {
+            // A damaged template is nobody's work: it is made anew.
+            tracing::warn!(%error, %key, "a damaged template is removed");
+            store.templates().remove(&key)?;
+            Ok(None)
+        }
+        other => Ok(other?),
+    })
+    .await
+}
+
+async fn make(services: &Services, wish: &TemplateWish, key: ContentId) -> Result<TemplateRecord> {
+    tracing::info!(image = %wish.image.name, cpus = wish.cpus, memory = %wish.memory, "booting a template");
+    let qemu = services.qemu().await?;
+    let (store, ready) = (services.store.clone(), wish.clone());
+    let (staged, lock, zero) = blocking(move || {
+        let staged = store.templates().stage(&key, ready.layout)?;
+        match ready.layout {
+            StorageLayout::Overlay => image::qemu_img_create_overlay(
+                &staged.root_disk_path(),
+                &store.images().path_from_machine_dir(&ready.image.id),
+                ready.image.size,
+            )?,
+            StorageLayout::Reflink => {
+                staged.clone_image(&ready.image)?;
+            }
+        }
+        // The template's config drive is empty: what a clone finds on it is never in the template's memory.
+        let env = std::collections::BTreeMap::new();
+        let drive = image::ConfigDrive { env: &env, init: None, place_files: false, files: &[] };
+        image::config_drive(&staged.dir().join(storage::layout::CONFIG_DRIVE), &drive)?;
+        let lock = staged.lock_root()?;
+        let zero = store.zero_base(ready.memory)?;
+        Ok((staged, lock, zero))
+    })
+    .await?;
+    let frame = Frame {
+        machine: &wish.machine,
+        layout: wish.layout,
+        image: &wish.image.id,
+        cpus: wish.cpus,
+        memory: wish.memory,
+        config: PathBuf::from(storage::layout::CONFIG_DRIVE),
+    };
+    let spec = frame.spec(services, qemu, &wish.kernel, zero, false);
+    let machine = Machine::launch(qemu, &spec, staged.dir(), lock).await?;
+    let snapped = snap(services, &machine, staged).await;
+    let killed = machine.kill().await;
+    let (staged, detached) = snapped?;
+    killed?;
+    let spec = TemplateSpec {
+        image: ImageRef { name: wish.image.name.clone(), id: wish.image.id.clone() },
+        kernel: wish.kernel.id.clone(),
+        layout: wish.layout,
+        cpus: wish.cpus,
+        memory_mib: wish.memory,
+        machine: wish.machine.clone(),
+        detached,
+    };
+    blocking(move || Ok(staged.commit(spec)?)).await
+}
+
+/// Waits for the booted guest, freezes it, and writes its RAM and device state.
+async fn snap(
+    services: &Services,
+    machine: &Machine,
+    mut staged: storage::StagedTemplate,
+) -> Result<(storage::StagedTemplate, bool)> {
+    let (guest, _welcome) = launch::attach(machine, None, false, false, services.config.boot_timeout).await?;
+    guest.sync().await?;
+    guest.detach(tokio::time::Instant::now() + launch::ATTACH_TIMEOUT).await?;
+    drop(guest);
+    machine.pause().await?;
+    machine.save_devices(storage::layout::VM_SNAP).await?;
+    let ram = Ram(machine.ram()?);
+    let staged = blocking(move || {
+        staged.write_ram(&ram)?;
+        Ok(staged)
+    })
+    .await?;
+    Ok((staged, true))
+}

@@ -1,0 +1,274 @@
+//! Starting: resume what is paused, wake what sleeps, boot what has no memory.
+//!
+//! # Crash order of a wake
+//! 1. The VMM starts over the RAM base; memory and device state are loaded. The guest has executed nothing: whatever
+//!    fails up to here ends the VMM and leaves the sandbox cold with its memory good.
+//! 2. The manifest says `running` in the next generation, durably. From here on the memory image is consumed: whoever
+//!    finds the sandbox without a VMM boots it from the disk.
+//! 3. The guest goes on. The consumed files are removed.
+
+use serde_json::json;
+use storage::{Manifest, RamBase};
+use types::Boot;
+use vm::Machine;
+
+use crate::actor::{Actor, Running, Start};
+use crate::error::{Error, ErrorKind, Result};
+use crate::launch::{self, ATTACH_TIMEOUT, Frame};
+use crate::ram::Ram;
+use crate::services::blocking;
+use crate::state::{Happening, State};
+use crate::timing::Stopwatch;
+use crate::view::Timings;
+
+/// Whether anything changed, what it took, and what the caller should know.
+type Started = (bool, Timings, Vec<String>);
+
+impl Actor {
+    /// Makes the sandbox hot, whatever it is.
+    pub(crate) async fn ensure_hot(&mut self, start: Start) -> Result<Started> {
+        match self.state {
+            State::Hot => self.check_channel().await,
+            State::Warm => self.resume().await,
+            State::Cold if start.discard_memory => {
+                self.discard_memory().await?;
+                self.cold_boot().await
+            }
+            State::Cold => self.wake().await,
+            State::Off if start.strict => Err(Error::new(
+                ErrorKind::SlowPath,
+                format!("{} has no memory to wake from and would boot from its disk", self.manifest.name),
+            )
+            .hint("leave --strict away to boot it")),
+            State::Off => self.cold_boot().await,
+            State::Broken if start.discard_memory => {
+                self.discard_memory().await?;
+                self.cold_boot().await
+            }
+            State::Broken => {
+                let why = self.trouble.clone().unwrap_or_default();
+                Err(Error::new(ErrorKind::Corrupt, format!("{} cannot be woken: {why}", self.manifest.name))
+                    .hint(self.discard_hint()))
+            }
+            State::Gone => {
+                Err(Error::new(ErrorKind::NotFound, format!("{} was destroyed", self.manifest.name)))
+            }
+        }
+    }
+
+    fn discard_hint(&self) -> String {
+        format!("boot it from its disk with `bhatti start {} --discard-memory`", self.manifest.name)
+    }
+
+    /// Hot already; makes sure that the agent still listens.
+    async fn check_channel(&mut self) -> Result<Started> {
+        let Some(running) = self.running.as_mut().filter(|running| running.guest.is_closed()) else {
+            return Ok((false, Timings::default(), Vec::new()));
+        };
+        let (guest, _welcome) = launch::attach(&running.machine, None, true, false, ATTACH_TIMEOUT).await?;
+        running.guest = guest;
+        Ok((
+            false,
+            Timings::default(),
+            vec!["the channel to the guest had broken off and was made anew".to_owned()],
+        ))
+    }
+
+    async fn resume(&mut self) -> Result<Started> {
+        let mut watch = Stopwatch::start();
+        if let Some(running) = &self.running {
+            running.machine.resume().await?;
+        }
+        watch.lap("resume");
+        self.enter(Happening::Resumed)?;
+        self.check_channel().await?;
+        watch.lap("attach");
+        Ok((true, watch.finish(), Vec::new()))
+    }
+
+    async fn discard_memory(&mut self) -> Result<()> {
+        let (dir, manifest) = (self.dir.clone(), self.manifest.clone());
+        self.manifest = blocking(move || Ok(dir.discard_memory(manifest)?)).await?;
+        self.enter(Happening::MemoryDiscarded)?;
+        self.trouble = Some("its memory was discarded on request".to_owned());
+        self.event("memory_discarded", json!({ "generation": self.manifest.generation }));
+        Ok(())
+    }
+
+    async fn wake(&mut self) -> Result<Started> {
+        let mut watch = Stopwatch::start();
+        let machine = match self.load(&mut watch).await {
+            Ok(machine) => machine,
+            Err(error) => return Err(self.wake_failed(error)),
+        };
+        let detached = self.manifest.memory.as_ref().is_some_and(|memory| memory.detached);
+        let mut running = self.manifest.clone().into_running();
+        running.machine.qemu_version = self.services.qemu().await?.version.to_string();
+        if let Err(error) = self.commit(running).await {
+            // Nothing ran: the VMM ends and the memory stays good.
+            machine.kill().await?;
+            return Err(error);
+        }
+        watch.lap("commit");
+        let guest = match self.let_go(&machine, !detached).await {
+            Ok(guest) => guest,
+            Err(error) => {
+                machine.kill().await?;
+                self.trouble = Some("it did not come back from its sleep, so its memory is lost".to_owned());
+                self.manifest = self.manifest.clone().into_off();
+                self.state = State::Off;
+                self.publish();
+                self.commit(self.manifest.clone()).await?;
+                self.event("wake_failed", json!({ "why": error.with_causes() }));
+                return Err(error);
+            }
+        };
+        watch.lap("attach");
+        self.running = Some(Running::new(machine, guest));
+        self.boot = Boot::Resume;
+        self.enter(Happening::Woken)?;
+        let timings = watch.finish();
+        self.record("start", &timings, &[]);
+        self.event(
+            "woken",
+            json!({ "generation": self.manifest.generation, "total_ms": timings.total_ms() }),
+        );
+        // Off the caller's path: the files mean nothing any more, and the next stop replaces them.
+        let (dir, name) = (self.dir.clone(), self.manifest.name.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = dir.drop_consumed_memory() {
+                tracing::warn!(%error, sandbox = %name, "consumed memory files stay until the next stop");
+            }
+        });
+        Ok((true, timings, Vec::new()))
+    }
+
+    /// A VMM with the sleeping guest loaded into it, paused.
+    async fn load(&self, watch: &mut Stopwatch) -> Result<Machine> {
+        let manifest = &self.manifest;
+        let qemu = self.services.qemu().await?;
+        let saved_by = vm::Version::parse(&manifest.machine.qemu_version)
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "the manifest names no VMM version"))?;
+        qemu.check_loads(saved_by)?;
+        let (store, dir, wanted) = (self.services.store.clone(), self.dir.clone(), manifest.clone());
+        let (memory, devices, base, kernel, lock) = blocking(move || {
+            let memory = dir.open_memory(&wanted)?;
+            let devices = dir.open_devices(&wanted)?;
+            let base = store.ram_base(&wanted.ram_base, wanted.memory_mib)?;
+            let kernel = store.kernel().by_id(&wanted.kernel)?;
+            let lock = dir.lock_root()?;
+            dir.clear_sockets()?;
+            Ok((memory, devices, base, kernel, lock))
+        })
+        .await?;
+        watch.lap("verify");
+        let spec = Frame::of(manifest).spec(&self.services, qemu, &kernel, base, true);
+        let machine = Machine::launch(qemu, &spec, self.dir.path(), lock).await?;
+        watch.lap("spawn");
+        let loaded = async {
+            let mut ram = Ram(machine.ram()?);
+            blocking(move || Ok(memory.load(&mut ram)?)).await?;
+            watch.lap("memory");
+            machine.load_devices(devices).await?;
+            watch.lap("devices");
+            Ok(())
+        };
+        match loaded.await {
+            Ok(()) => Ok(machine),
+            Err(error) => {
+                machine.kill().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// A wake that failed before the guest ran: cold as before, or broken when a file is damaged.
+    fn wake_failed(&mut self, error: Error) -> Error {
+        if error.kind() != ErrorKind::Corrupt {
+            return error;
+        }
+        self.trouble = Some(error.with_causes());
+        self.event("damaged", json!({ "why": error.with_causes() }));
+        match self.enter(Happening::Damaged) {
+            Ok(()) => error.hint(self.discard_hint()),
+            Err(impossible) => impossible,
+        }
+    }
+
+    async fn let_go(&self, machine: &Machine, pad: bool) -> Result<guest::Guest> {
+        machine.resume().await?;
+        let (guest, _welcome) = launch::attach(machine, None, pad, false, ATTACH_TIMEOUT).await?;
+        Ok(guest)
+    }
+
+    /// Boots from the disk.
+    async fn cold_boot(&mut self) -> Result<Started> {
+        let mut watch = Stopwatch::start();
+        let lost = self.trouble.take();
+        let machine = match self.boot(&mut watch).await {
+            Ok(machine) => machine,
+            Err(error) => {
+                self.trouble = lost;
+                return Err(error);
+            }
+        };
+        let identity = launch::identity(&self.manifest.id, &self.manifest.name, false);
+        let timeout = self.services.config.boot_timeout;
+        let guest = match launch::attach(&machine, Some(identity), false, true, timeout).await {
+            Ok((guest, _welcome)) => guest,
+            Err(error) => {
+                machine.kill().await?;
+                self.trouble = lost;
+                self.commit(self.manifest.clone().into_off()).await?;
+                return Err(error);
+            }
+        };
+        watch.lap("attach");
+        self.running = Some(Running::new(machine, guest));
+        self.boot = Boot::ColdBoot;
+        self.enter(Happening::Booted)?;
+        let timings = watch.finish();
+        self.record("start", &timings, &[]);
+        let generation = self.manifest.generation;
+        self.event(
+            "cold_boot",
+            json!({ "generation": generation, "why": lost, "total_ms": timings.total_ms() }),
+        );
+        let warning = lost.map(|why| format!("{} was booted from its disk: {why}", self.manifest.name));
+        Ok((true, timings, warning.into_iter().collect()))
+    }
+
+    /// A VMM that boots the sandbox's disk; the manifest says so before the VMM opens the disk.
+    async fn boot(&mut self, watch: &mut Stopwatch) -> Result<Machine> {
+        let qemu = self.services.qemu().await?.clone();
+        let accel = self.services.accel().await?;
+        let store = self.services.store.clone();
+        let mut manifest: Manifest = self.manifest.clone().into_running();
+        let dir = self.dir.clone();
+        let (manifest, base, kernel, lock) = blocking(move || {
+            // The kernel of today where the one that it was created with is no longer kept.
+            let kernel = match store.kernel().by_id(&manifest.kernel) {
+                Err(error) if error.kind() == storage::ErrorKind::NotFound => {
+                    store.kernel().get(types::Arch::host())?
+                }
+                other => other?,
+            };
+            manifest.kernel = kernel.id.clone();
+            manifest.ram_base = RamBase::Zero;
+            manifest.machine = launch::machine_record(&qemu, accel);
+            let base = store.zero_base(manifest.memory_mib)?;
+            let lock = dir.lock_root()?;
+            dir.clear_sockets()?;
+            Ok((manifest, base, kernel, lock))
+        })
+        .await?;
+        watch.lap("verify");
+        self.commit(manifest).await?;
+        watch.lap("commit");
+        let qemu = self.services.qemu().await?;
+        let spec = Frame::of(&self.manifest).spec(&self.services, qemu, &kernel, base, false);
+        let machine = Machine::launch(qemu, &spec, self.dir.path(), lock).await?;
+        watch.lap("spawn");
+        Ok(machine)
+    }
+}
