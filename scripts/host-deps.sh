@@ -89,12 +89,13 @@ quietly() {
     fi
 }
 
+# With --no-remove: apt would otherwise solve a mixture of releases by removing half of QEMU.
 install() {
     say "installing ${missing_packages[*]}"
-    quietly apt-get install -y -q --no-install-recommends "${missing_packages[@]}" && return
+    quietly apt-get install -y -q --no-remove --no-install-recommends "${missing_packages[@]}" && return
     say "apt-get could not; fetching the package lists"
     quietly apt-get update -q || say "apt-get update failed in part: $(grep -m1 '^E:' "$log" || true)"
-    quietly apt-get install -y -q --no-install-recommends "${missing_packages[@]}" && return
+    quietly apt-get install -y -q --no-remove --no-install-recommends "${missing_packages[@]}" && return
     cp "$log" "$log.first"; mv "$log.first" "$log"
 
     local suite release keyring=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -116,7 +117,7 @@ install() {
         -o "Dir::State::lists=$private/lists" -o Acquire::Languages=none -o APT::Sandbox::User=root
     )
     quietly apt-get "${options[@]}" update -q || return 1
-    quietly apt-get "${options[@]}" install -y -q --no-install-recommends -t "$suite" "${missing_packages[@]}"
+    quietly apt-get "${options[@]}" install -y -q --no-remove --no-install-recommends -t "$suite" "${missing_packages[@]}"
 }
 
 look

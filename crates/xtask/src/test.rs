@@ -1,0 +1,117 @@
+//! All tests: the house rules, everything that needs no guest, then files and guests on each filesystem.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::check;
+use crate::loops::{Kind, Mounted, sweep};
+use crate::step::Steps;
+
+/// What to run.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Without root there are no loop mounts: test on the filesystem of this checkout only.
+    #[arg(long)]
+    no_root: bool,
+    /// Only on this filesystem (may be given more than once).
+    #[arg(long, value_enum)]
+    on: Vec<Kind>,
+    /// Not the house rules.
+    #[arg(long)]
+    skip_check: bool,
+    /// Not the tests that boot guests.
+    #[arg(long)]
+    skip_vm: bool,
+    /// Only remove what an earlier run has left.
+    #[arg(long)]
+    sweep: bool,
+    /// Passed to nextest: filters and options.
+    #[arg(last = true)]
+    nextest: Vec<String>,
+}
+
+/// Runs them; what fails is recorded, and later steps that do not need it run all the same.
+pub fn run(steps: &Steps, options: &Options) {
+    let target = steps.root().join("target");
+    let below = target.join("fs");
+    let root = rustix::process::geteuid().is_root();
+    if root {
+        steps.run("leftovers of earlier runs", || sweep(&below));
+    }
+    if options.sweep {
+        return;
+    }
+    if !root && !options.no_root {
+        let why = "root is needed to mount ext4, btrfs and xfs; run it as root, or with --no-root (make test \
+                   NO_ROOT=1) to test on this checkout's filesystem only";
+        steps.fail("the filesystem matrix", why);
+    }
+    if !options.skip_check {
+        check::run(steps);
+    }
+    let built = steps.run("build bhatti", || {
+        steps.cargo(&["build", "--quiet", "--release", "--locked", "--package", "bhatti"], &[])
+    });
+    // Tests without guests.
+    nextest(steps, options, "default", "here", &[]);
+
+    // One kernel, initramfs and image for all tests with guests.
+    let data = target.join("test-data");
+    let vm = built
+        && !options.skip_vm
+        && steps.run("prepare kernel and image for the guests", || {
+            let data = data.as_os_str();
+            steps.program(
+                "target/release/bhatti",
+                &[OsStr::new("setup"), OsStr::new("--data-dir"), data],
+                &[],
+            )
+        });
+    if root && !options.no_root {
+        let kinds = if options.on.is_empty() { &Kind::ALL[..] } else { &options.on };
+        for &kind in kinds {
+            on_filesystem(steps, options, kind, &below, &data, vm);
+        }
+    } else {
+        let plain = below.join("plain");
+        match std::fs::create_dir_all(&plain).with_context(|| format!("make {}", plain.display())) {
+            Ok(()) => suites(steps, options, "this checkout's filesystem", &plain, &data, vm),
+            Err(error) => steps.fail("tests on this checkout's filesystem", &format!("{error:#}")),
+        }
+        let _ = std::fs::remove_dir_all(&plain);
+        steps.always("what was not tested", || {
+            Ok("ext4, btrfs and xfs side by side: that needs root".to_owned())
+        });
+    }
+}
+
+fn on_filesystem(steps: &Steps, options: &Options, kind: Kind, below: &Path, data: &Path, vm: bool) {
+    let mut mounted = None;
+    steps.run(&format!("make and mount {}", kind.name()), || {
+        mounted = Some(Mounted::new(below, kind)?);
+        Ok(String::new())
+    });
+    if let Some(mounted) = mounted {
+        suites(steps, options, kind.name(), mounted.dir(), data, vm);
+        steps.always(&format!("unmount {}", kind.name()), || mounted.remove());
+    }
+}
+
+fn suites(steps: &Steps, options: &Options, place: &str, root: &Path, data: &Path, vm: bool) {
+    let env = [("BHATTI_TEST_ROOT", root.as_os_str()), ("BHATTI_TEST_DATA", data.as_os_str())];
+    nextest(steps, options, "fs", place, &env[..1]);
+    if vm {
+        nextest(steps, options, "vm", place, &env);
+    }
+}
+
+fn nextest(steps: &Steps, options: &Options, profile: &str, place: &str, env: &[(&str, &OsStr)]) -> bool {
+    steps.run(&format!("{profile} tests, {place}"), || -> Result<String> {
+        let mut args = vec!["nextest", "run", "--locked", "--workspace", "--cargo-profile", "release"];
+        args.extend(["--profile", profile, "--status-level", "slow", "--no-input-handler"]);
+        args.extend(options.nextest.iter().map(String::as_str));
+        steps.cargo(&args, env)
+    })
+}
