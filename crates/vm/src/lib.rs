@@ -1,12 +1,19 @@
 //! Virtual machines as processes: QEMU started, spoken to, its guest's RAM read and written from outside.
 
+mod argv;
+mod codec;
 mod error;
+mod host;
 mod machine;
+mod maps;
+mod process;
 mod qemu;
+mod qmp;
 mod ram;
 mod spec;
 
 pub use error::{Error, ErrorKind, Result};
+pub use host::{host_boot_id, host_cpus, host_memory, kvm_opens, no_lock};
 pub use machine::{AGENT_SOCKET, End, Machine, QMP_SOCKET, Status, VMM_LOG};
 pub use qemu::{Qemu, Version};
 pub use ram::GuestRam;

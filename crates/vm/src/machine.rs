@@ -1,14 +1,32 @@
 //! One VMM process and the verbs for it.
+//!
+//! ```text
+//!  launch(incoming) ──► Incoming ── ram().write, load_devices ──► Paused ◄── pause ── Running ◄── launch
+//!                                                                    └─── resume ───►  │
+//!                                                     Shutdown, Panicked (ended()) ◄───┘
+//! ```
+//! From every state `kill`, and from every state the process may die by itself: `exited()`, `ended()`.
 
 use std::fs::File;
 use std::future::Future;
-use std::path::Path;
+use std::io::Seek as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use serde_json::{Value, json};
+use sys::host_pagemap::Pagemap;
+use sys::host_process::{Pidfd, peer_pid};
+use sys::host_socket::ProcFdPath;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use types::Bytes;
 
+use crate::argv::{CONSOLE, CONSOLE_BYTES, RAM, ROOT_NODE};
 use crate::error::{Error, ErrorKind, Result};
-use crate::{GuestRam, MachineSpec, Qemu};
+use crate::qmp::{Command, Facts, Qmp};
+use crate::{GuestRam, MachineSpec, Qemu, maps, process, ram};
 
 /// The VMM's control socket, in the directory it runs in.
 pub const QMP_SOCKET: &str = "qmp.sock";
@@ -16,6 +34,15 @@ pub const QMP_SOCKET: &str = "qmp.sock";
 pub const AGENT_SOCKET: &str = "agent.sock";
 /// What the VMM wrote to its standard error, in the directory it runs in.
 pub const VMM_LOG: &str = "vmm.log";
+
+/// How long a VMM may take to answer after its start, and to be gone after SIGKILL.
+const PROCESS_LIMIT: Duration = Duration::from_secs(60);
+/// How long reading a device state may take: less than a megabyte, already in the page cache.
+const LOAD_LIMIT: Duration = Duration::from_secs(60);
+/// How much of the console goes into a message.
+const CONSOLE_TAIL: usize = 4096;
+/// How a Linux kernel's last words begin.
+const PANIC: &str = "Kernel panic - not syncing";
 
 /// What a machine is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +53,7 @@ pub enum Status {
     Paused,
     /// Waiting for a device state.
     Incoming,
-    /// The guest powered off or asked for a reboot; cannot go on.
+    /// The guest powered off or rebooted; cannot go on.
     Shutdown,
     /// The guest's kernel panicked; cannot go on.
     Panicked,
@@ -37,7 +64,7 @@ pub enum Status {
 /// How a machine came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The guest powered off or asked for a reboot; the VMM is still there and answers.
+    /// The guest powered off or rebooted; the VMM is still there and answers.
     Shutdown,
     /// The guest's kernel panicked; the VMM is still there and answers.
     Panicked,
@@ -49,33 +76,132 @@ pub enum End {
 /// [`Machine::adopt`] finds it again.
 #[derive(Debug)]
 pub struct Machine {
-    pid: u32,
+    inner: Arc<Inner>,
 }
 
-const UNSUPPORTED: ErrorKind = ErrorKind::Refused;
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    sockets: ProcFdPath,
+    process: Pidfd,
+    gone: watch::Receiver<bool>,
+    qmp: Qmp,
+    base: Base,
+    // The VMM hands out each byte of its ring buffer once; what was taken is kept here. Held across the question, so
+    // that pieces are put together in order.
+    console: tokio::sync::Mutex<String>,
+}
+
+/// The file that RAM started as, as its mapping is recognised.
+#[derive(Debug)]
+struct Base {
+    inode: u64,
+    file_name: String,
+    len: u64,
+}
+
+impl Base {
+    fn of(dir: &Path, path: &Path, len: u64) -> Result<Self> {
+        let path = dir.join(path);
+        let inode = std::fs::metadata(&path)
+            .map_err(|error| Error::io("looking at the RAM base", path.display().to_string(), error))?
+            .ino();
+        let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { inode, file_name, len })
+    }
+}
 
 impl Machine {
     /// Starts a VMM in `dir` and waits until it answers: with the guest running, or waiting for a device state when
     /// the spec says `incoming`. `lock` becomes its standard input, so a lock on that open file lasts as long as it.
+    /// When this fails, or the future is dropped, the process is killed.
     ///
     /// # Errors
-    /// `Spawn`, `Died` with what it said, `Timeout`.
-    pub async fn launch(_qemu: &Qemu, _spec: &MachineSpec, _dir: &Path, _lock: File) -> Result<Self> {
-        Err(Error::new(UNSUPPORTED, "launching", ""))
+    /// `Spawn`, `Died` with what it said, `Timeout`, `Refused` for paths that are not UTF-8.
+    pub async fn launch(qemu: &Qemu, spec: &MachineSpec, dir: &Path, lock: File) -> Result<Self> {
+        const OP: &str = "starting the VMM";
+        let launched = async {
+            let base = Base::of(dir, &spec.ram_base, spec.memory.bytes().0)?;
+            let sockets = open_directory(OP, dir)?;
+            let mut starting = process::start(qemu, spec, dir, lock)?;
+            starting.listening(dir).await?;
+            let started: Result<_> = async {
+                let (qmp, pid) = converse(OP, &sockets).await?;
+                let mut commands = vec![Command::plain("qmp_capabilities")];
+                if spec.incoming {
+                    let events = json!({"capabilities": [{"capability": "events", "state": true}]});
+                    commands.push(Command::with("migrate-set-capabilities", events));
+                }
+                qmp.call_all(OP, commands).await?;
+                Ok((qmp, pid))
+            }
+            .await;
+            let (qmp, pid) = started.map_err(|error| closed_means_died(error, dir))?;
+            let (process, gone) = starting
+                .settle(pid)
+                .map_err(|error| Error::io(OP, format!("taking hold of process {pid}"), error))?;
+            Ok(Self::new(dir, sockets, process, gone, qmp, base))
+        };
+        tokio::time::timeout(PROCESS_LIMIT, launched).await.unwrap_or_else(|_elapsed| {
+            let text = format!("it did not answer within {} s", PROCESS_LIMIT.as_secs());
+            Err(Error::new(ErrorKind::Timeout, OP, text))
+        })
     }
 
-    /// Takes over the VMM that runs in `dir`, if there is one.
+    /// Takes over the VMM that runs in `dir`, if there is one. Only one process may talk to it at a time.
     ///
     /// # Errors
     /// It is there and does not answer.
-    pub async fn adopt(_dir: &Path) -> Result<Option<Self>> {
-        Ok(None)
+    pub async fn adopt(dir: &Path) -> Result<Option<Self>> {
+        const OP: &str = "taking over the VMM";
+        if !dir.join(QMP_SOCKET).exists() {
+            return Ok(None);
+        }
+        let sockets = open_directory(OP, dir)?;
+        let (qmp, pid) = match converse(OP, &sockets).await {
+            Err(error) if error.kind() == ErrorKind::Died => return Ok(None),
+            other => other?,
+        };
+        let property = |name: &str| {
+            Command::with("qom-get", json!({"path": format!("/objects/{RAM}"), "property": name}))
+        };
+        let commands = vec![
+            Command::plain("qmp_capabilities"),
+            property("mem-path"),
+            property("size"),
+            Command::plain("query-status"),
+        ];
+        let answers = qmp.call_all(OP, commands).await?;
+        let odd = || Error::new(ErrorKind::Protocol, OP, "its memory object has no path and size");
+        let base = Path::new(answers.get(1).and_then(Value::as_str).ok_or_else(odd)?);
+        let len = answers.get(2).and_then(Value::as_u64).ok_or_else(odd)?;
+        let base = Base::of(dir, base, len)?;
+        let io = |error| Error::io(OP, format!("taking hold of process {pid}"), error);
+        let process = Pidfd::open(pid).map_err(io)?;
+        let gone = process::watch_exit(process.try_clone().map_err(io)?, None).map_err(io)?;
+        Ok(Some(Self::new(dir, sockets, process, gone, qmp, base)))
+    }
+
+    fn new(
+        dir: &Path,
+        sockets: ProcFdPath,
+        process: Pidfd,
+        gone: watch::Receiver<bool>,
+        qmp: Qmp,
+        base: Base,
+    ) -> Self {
+        let console = tokio::sync::Mutex::default();
+        Self { inner: Arc::new(Inner { dir: dir.to_owned(), sockets, process, gone, qmp, base, console }) }
     }
 
     /// The VMM's process id.
     #[must_use]
-    pub const fn pid(&self) -> u32 {
-        self.pid
+    pub fn pid(&self) -> u32 {
+        self.inner.process.pid()
+    }
+
+    async fn call(&self, op: &'static str, command: Command<'_>) -> Result<Value> {
+        self.inner.qmp.call(op, command).await.map_err(|error| closed_means_died(error, &self.inner.dir))
     }
 
     /// Stops the guest's processors and flushes its disks.
@@ -83,7 +209,7 @@ impl Machine {
     /// # Errors
     /// The VMM refused or is gone.
     pub async fn pause(&self) -> Result<()> {
-        Err(Error::new(UNSUPPORTED, "pausing", ""))
+        self.call("pausing the guest", Command::plain("stop")).await.map(drop)
     }
 
     /// Lets the guest go on.
@@ -91,7 +217,7 @@ impl Machine {
     /// # Errors
     /// The VMM refused or is gone.
     pub async fn resume(&self) -> Result<()> {
-        Err(Error::new(UNSUPPORTED, "resuming", ""))
+        self.call("resuming the guest", Command::plain("cont")).await.map(drop)
     }
 
     /// What the machine is doing, as the VMM says.
@@ -99,16 +225,30 @@ impl Machine {
     /// # Errors
     /// The VMM is gone.
     pub async fn status(&self) -> Result<Status> {
-        Err(Error::new(UNSUPPORTED, "asking for the status", ""))
+        const OP: &str = "asking for the guest's status";
+        let answer = self.call(OP, Command::plain("query-status")).await?;
+        // qapi/run-state.json, RunState.
+        match answer.get("status").and_then(Value::as_str).unwrap_or_default() {
+            "running" => Ok(Status::Running),
+            "paused" | "prelaunch" | "postmigrate" | "finish-migrate" | "save-vm" | "restore-vm" | "suspended"
+            | "debug" => Ok(Status::Paused),
+            "inmigrate" => Ok(Status::Incoming),
+            "shutdown" => Ok(Status::Shutdown),
+            "guest-panicked" => Ok(Status::Panicked),
+            "internal-error" | "io-error" | "watchdog" | "colo" => Ok(Status::Failed),
+            other => Err(Error::new(ErrorKind::Protocol, OP, format!("{other:?} is no status"))),
+        }
     }
 
     /// Has the VMM write the device state, without RAM, to `file` in its directory; the machine must be paused. The
-    /// file is not synced.
+    /// file is not synced. The machine can be resumed afterwards.
     ///
     /// # Errors
     /// The VMM refused, could not write, or is gone.
-    pub async fn save_devices(&self, _file: &str) -> Result<()> {
-        Err(Error::new(UNSUPPORTED, "saving the device state", ""))
+    pub async fn save_devices(&self, file: &str) -> Result<()> {
+        // `live: false` leaves the disks open: flushed they are by the pause, and a resume needs them as they were.
+        let arguments = json!({"filename": file, "live": false});
+        self.call("saving the device state", Command::with("xen-save-devices-state", arguments)).await.map(drop)
     }
 
     /// Loads a device state into a machine launched with `incoming`, after its RAM was written. The machine is
@@ -116,25 +256,60 @@ impl Machine {
     ///
     /// # Errors
     /// `SnapshotRefused` with what the VMM said; the VMM is gone then.
-    pub async fn load_devices(&self, _state: File) -> Result<()> {
-        Err(Error::new(UNSUPPORTED, "loading the device state", ""))
+    pub async fn load_devices(&self, mut state: File) -> Result<()> {
+        const OP: &str = "loading the device state";
+        let inner = &self.inner;
+        state.rewind().map_err(|error| Error::io(OP, "the state's file", error))?;
+        let mut facts = inner.qmp.facts();
+        let commands = vec![
+            Command { name: "getfd", arguments: json!({"fdname": "state"}), file: Some(&state) },
+            Command::with("migrate-incoming", json!({"uri": "fd:state"})),
+        ];
+        let load = async {
+            inner.qmp.call_all(OP, commands).await?;
+            let done = |facts: &Facts| facts.closed || is_over(facts.migration.as_deref());
+            let Ok(facts) = facts.wait_for(done).await else {
+                return Err(Error::new(ErrorKind::Closed, OP, ""));
+            };
+            match facts.migration.as_deref() {
+                Some("completed") => Ok(()),
+                Some(word) if is_over(Some(word)) => {
+                    Err(Error::new(ErrorKind::SnapshotRefused, OP, "the VMM could not use it"))
+                }
+                _ => Err(Error::new(ErrorKind::Closed, OP, "")),
+            }
+        };
+        let loaded = tokio::time::timeout(LOAD_LIMIT, load).await.unwrap_or_else(|_elapsed| {
+            let text = format!("it did not load within {} s", LOAD_LIMIT.as_secs());
+            Err(Error::new(ErrorKind::Timeout, OP, text))
+        });
+        match loaded {
+            Err(error) if matches!(error.kind(), ErrorKind::Closed | ErrorKind::SnapshotRefused) => {
+                // A VMM that does not like a state says why and exits; its words are complete once it is gone.
+                let _ = tokio::time::timeout(Duration::from_secs(1), self.exited()).await;
+                let said = process::log_tail(&inner.dir);
+                let detail = if said.is_empty() { error.detail().to_owned() } else { said };
+                Err(Error::new(ErrorKind::SnapshotRefused, OP, detail))
+            }
+            other => other,
+        }
     }
 
     /// Makes the root disk larger, for the guest too.
     ///
     /// # Errors
     /// The VMM refused or is gone.
-    pub async fn resize_root(&self, _size: Bytes) -> Result<()> {
-        Err(Error::new(UNSUPPORTED, "resizing the root disk", ""))
+    pub async fn resize_root(&self, size: Bytes) -> Result<()> {
+        let arguments = json!({"node-name": ROOT_NODE, "size": size.0});
+        self.call("resizing the root disk", Command::with("block_resize", arguments)).await.map(drop)
     }
 
-    /// The last bytes of the guest's console (at most 4 KiB), for messages. They are taken out of the VMM's buffer:
-    /// a second call gives what came since.
+    /// The last bytes of the guest's console (at most 4 KiB), for messages.
     ///
     /// # Errors
     /// The VMM is gone.
     pub async fn console_tail(&self) -> Result<String> {
-        Err(Error::new(UNSUPPORTED, "reading the console", ""))
+        self.inner.console_tail().await
     }
 
     /// Connects to the guest's `bhatti.agent` port. One connection at a time: drop the last one first.
@@ -142,7 +317,9 @@ impl Machine {
     /// # Errors
     /// The VMM is gone.
     pub async fn open_channel(&self) -> Result<UnixStream> {
-        Err(Error::new(UNSUPPORTED, "opening the channel", ""))
+        UnixStream::connect(self.inner.sockets.path_of(AGENT_SOCKET))
+            .await
+            .map_err(|error| Error::io("opening the guest's channel", AGENT_SOCKET, error))
     }
 
     /// Ends the VMM at once and waits until its process is gone. Also right when it is gone already.
@@ -150,17 +327,44 @@ impl Machine {
     /// # Errors
     /// It did not go.
     pub async fn kill(&self) -> Result<()> {
-        Err(Error::new(UNSUPPORTED, "ending", ""))
+        const OP: &str = "ending the VMM";
+        let pid = self.pid();
+        self.inner.process.kill().map_err(|error| Error::io(OP, format!("process {pid}"), error))?;
+        tokio::time::timeout(PROCESS_LIMIT, self.exited()).await.map_err(|_elapsed| {
+            let text = format!("process {pid} is still there {} s after SIGKILL", PROCESS_LIMIT.as_secs());
+            Error::new(ErrorKind::Timeout, OP, text)
+        })
     }
 
-    /// Resolves when the VMM's process is gone.
+    /// Resolves when the VMM's process is gone. Does not keep anything of this machine alive.
     pub fn exited(&self) -> impl Future<Output = ()> + Send + 'static {
-        std::future::pending()
+        let mut gone = self.inner.gone.clone();
+        async move {
+            // An error would mean that the watching task ended without a word, which only the end of the runtime does.
+            let _ = gone.wait_for(|gone| *gone).await;
+        }
     }
 
-    /// Resolves when the guest powered off, rebooted or panicked, or the VMM's process is gone.
+    /// Resolves when the guest powered off, rebooted or panicked, or the VMM's process is gone. Does not keep the
+    /// conversation with the VMM alive: once the machine is dropped it waits for the process's end.
     pub fn ended(&self) -> impl Future<Output = End> + Send + 'static {
-        std::future::pending()
+        let (exited, mut facts) = (self.exited(), self.inner.qmp.facts());
+        let weak = Arc::downgrade(&self.inner);
+        async move {
+            let told = async move {
+                let reason =
+                    facts.wait_for(|facts| facts.shutdown.is_some()).await.ok().and_then(|it| it.shutdown.clone());
+                match reason {
+                    Some(reason) => how_it_ended(&weak, &reason).await,
+                    // The conversation is over.
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = exited => End::Gone,
+                end = told => end,
+            }
+        }
     }
 
     /// The guest's RAM.
@@ -168,6 +372,83 @@ impl Machine {
     /// # Errors
     /// `RamNotFound`, `NotPermitted`, or the process is gone.
     pub fn ram(&self) -> Result<GuestRam> {
-        Err(Error::new(UNSUPPORTED, "finding the guest's RAM", ""))
+        const OP: &str = "finding the guest's RAM";
+        let (process, base, pid) = (&self.inner.process, &self.inner.base, self.pid());
+        let look = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::PermissionDenied => {
+                Error::new(ErrorKind::NotPermitted, OP, ram::not_permitted(pid).to_string())
+            }
+            _ => Error::io(OP, format!("process {pid}"), error),
+        };
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).map_err(look)?;
+        let pagemap = Pagemap::open(pid).map_err(look)?;
+        // What was opened by number is the VMM's if the VMM still has the number now.
+        if !process.is_alive().map_err(look)? {
+            return Err(process::died(OP, &self.inner.dir));
+        }
+        let areas = maps::find_ram(&maps, base.inode, &base.file_name, base.len).ok_or_else(|| {
+            let text = format!("process {pid} does not map {} bytes of {} privately", base.len, base.file_name);
+            Error::new(ErrorKind::RamNotFound, OP, text)
+        })?;
+        Ok(GuestRam::new(process.try_clone().map_err(look)?, pagemap, areas))
     }
+}
+
+impl Inner {
+    async fn console_tail(&self) -> Result<String> {
+        let mut kept = self.console.lock().await;
+        let arguments = json!({"device": CONSOLE, "size": CONSOLE_BYTES, "format": "utf8"});
+        let read = self.qmp.call("reading the console", Command::with("ringbuf-read", arguments)).await;
+        match read {
+            Ok(more) => kept.push_str(more.as_str().unwrap_or_default()),
+            // What was read before is still worth telling.
+            Err(error) if kept.is_empty() => return Err(closed_means_died(error, &self.dir)),
+            Err(_gone) => {}
+        }
+        let mut cut = kept.len().saturating_sub(CONSOLE_TAIL);
+        while !kept.is_char_boundary(cut) {
+            cut += 1;
+        }
+        kept.drain(..cut);
+        Ok(kept.clone())
+    }
+}
+
+/// A kernel that panics reboots at once (`panic=-1`), which looks like any other reboot but for its last words.
+async fn how_it_ended(machine: &Weak<Inner>, reason: &str) -> End {
+    match reason {
+        "guest-panic" => End::Panicked,
+        "guest-reset" => {
+            let Some(inner) = machine.upgrade() else { return End::Shutdown };
+            let console = inner.console_tail().await.unwrap_or_default();
+            if console.contains(PANIC) { End::Panicked } else { End::Shutdown }
+        }
+        _ => End::Shutdown,
+    }
+}
+
+fn is_over(migration: Option<&str>) -> bool {
+    matches!(migration, Some("completed" | "failed" | "cancelled"))
+}
+
+fn open_directory(op: &'static str, dir: &Path) -> Result<ProcFdPath> {
+    ProcFdPath::open(dir).map_err(|error| Error::io(op, dir.display().to_string(), error))
+}
+
+/// Connects to QMP. `Died`: nobody listens.
+async fn converse(op: &'static str, sockets: &ProcFdPath) -> Result<(Qmp, u32)> {
+    let io = |error| Error::io(op, QMP_SOCKET, error);
+    let socket = match UnixStream::connect(sockets.path_of(QMP_SOCKET)).await {
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => {
+            return Err(Error::new(ErrorKind::Died, op, "nobody listens").with_source(error));
+        }
+        other => other.map_err(io)?,
+    };
+    let pid = peer_pid(&socket).map_err(io)?;
+    Ok((Qmp::begin(socket), pid))
+}
+
+/// A conversation that broke off by itself means that the VMM ended, and its log says why.
+fn closed_means_died(error: Error, dir: &Path) -> Error {
+    if error.kind() == ErrorKind::Closed { process::died(error.op(), dir) } else { error }
 }

@@ -1,0 +1,65 @@
+//! What the host offers to machines: processors, memory, `/dev/kvm`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+
+use types::Bytes;
+
+/// Tells one boot of the host from every other; empty where the kernel does not say.
+#[must_use]
+pub fn host_boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+/// Processors that this process may use.
+#[must_use]
+pub fn host_cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX))
+}
+
+/// The host's memory (`MemTotal` of proc(5)); 0 where the kernel does not say.
+#[must_use]
+pub fn host_memory() -> Bytes {
+    let kib = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Bytes(kib.unwrap_or_default().saturating_mul(1024))
+}
+
+/// Whether this user may open `/dev/kvm`. That it opens does not mean that a guest runs under it.
+///
+/// # Errors
+/// Why not, in words.
+pub fn kvm_opens() -> Result<(), String> {
+    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err("there is no /dev/kvm: the processor has no virtualisation, or it is switched off".to_owned())
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err("this user may not open /dev/kvm: add it to the group kvm".to_owned())
+        }
+        Err(error) => Err(format!("/dev/kvm does not open: {error}")),
+    }
+}
+
+/// What to give [`Machine::launch`](crate::Machine::launch) for a machine that has no disk to lock.
+///
+/// # Errors
+/// When `/dev/null` does not open.
+pub fn no_lock() -> io::Result<File> {
+    File::open("/dev/null")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_host_has_processors_and_memory() {
+        assert!(host_cpus() >= 1);
+        assert!(host_memory() > Bytes(64 << 20));
+        assert!(!host_boot_id().is_empty());
+    }
+}
