@@ -1,0 +1,7 @@
+//! The whole channel against scripted agents.
+
+mod attach;
+mod bad_guests;
+mod files;
+mod peer;
+mod streams;
