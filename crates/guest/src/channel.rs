@@ -116,6 +116,10 @@ impl Core {
         Ok(Handle { core: Arc::clone(self), id, wake, op })
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.lock().closed.is_some()
+    }
+
     /// Resolves with the reason once the channel is closed and its byte stream dropped.
     pub(crate) async fn closed(&self, op: &'static str) -> Error {
         let over = |state: &mut State| if state.tasks == 0 { state.broken(op) } else { None };

@@ -41,6 +41,12 @@ impl Guest {
         self.0.closed("serve the guest").await
     }
 
+    /// Whether the channel is closed; [`Guest::closed`] tells why.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// Runs a command. Returns as soon as the request is queued; whether it could be started is the first event.
     ///
     /// # Errors

@@ -193,8 +193,10 @@ async fn everything_ends_when_the_channel_breaks() {
     peer.say(done_id + 2, Message::Failed(wire::Failure { code: wire::ErrorCode::Io, message: "x".into() }))
         .await;
     tokio::task::yield_now().await;
+    assert!(!guest.is_closed());
     drop(peer);
     assert_eq!(guest.closed().await.kind(), ErrorKind::Closed);
+    assert!(guest.is_closed());
     assert_eq!(failure(&mut silent).await.kind(), ErrorKind::Closed);
     assert!(silent.next().await.is_none());
     assert_eq!(sending.await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
