@@ -380,12 +380,13 @@ impl Machine {
             }
             _ => Error::io(OP, format!("process {pid}"), error),
         };
-        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).map_err(look)?;
-        let pagemap = Pagemap::open(pid).map_err(look)?;
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"));
+        let pagemap = Pagemap::open(pid);
         // What was opened by number is the VMM's if the VMM still has the number now.
         if !process.is_alive().map_err(look)? {
             return Err(process::died(OP, &self.inner.dir));
         }
+        let (maps, pagemap) = (maps.map_err(look)?, pagemap.map_err(look)?);
         let areas = maps::find_ram(&maps, base.inode, &base.file_name, base.len).ok_or_else(|| {
             let text = format!("process {pid} does not map {} bytes of {} privately", base.len, base.file_name);
             Error::new(ErrorKind::RamNotFound, OP, text)

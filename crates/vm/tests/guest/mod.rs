@@ -1,0 +1,187 @@
+//! A directory with all that a test machine needs, and what tests do with it.
+//!
+//! The guest's init (`init` beside this file, packed by `build.sh`) counts on the console and echoes lines that come
+//! through the agent's port.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use types::{Accel, Arch, Mebibytes, RamOffset, RamRun};
+use vm::{GuestRam, Machine, MachineSpec, Qemu, RootDisk};
+
+pub const MEMORY: Mebibytes = Mebibytes(256);
+const LIMIT: Duration = Duration::from_secs(90);
+
+fn required(name: &str) -> PathBuf {
+    std::env::var_os(name).map(PathBuf::from).unwrap_or_else(|| {
+        panic!(
+            "{name} is not set: these tests boot real guests. Set BHATTI_TEST_KERNEL (a vmlinuz), \
+             BHATTI_TEST_INITRAMFS (made by crates/vm/tests/guest/build.sh), and for tests with two versions \
+             BHATTI_TEST_QEMU_OLDER"
+        )
+    })
+}
+
+pub fn qemu() -> Qemu {
+    let given = std::env::var_os("BHATTI_TEST_QEMU").map(PathBuf::from);
+    Qemu::discover(given.as_deref(), Arch::host()).unwrap()
+}
+
+#[allow(dead_code, reason = "each test binary uses its own part")]
+pub fn older_qemu() -> Qemu {
+    Qemu::discover(Some(&required("BHATTI_TEST_QEMU_OLDER")), Arch::host()).unwrap()
+}
+
+/// Where one machine lives: its disks, its base; gone with the value.
+pub struct Home {
+    pub dir: PathBuf,
+    pub cpus: u32,
+    pub words: Vec<String>,
+    _all: tempfile::TempDir,
+}
+
+impl Home {
+    /// Long enough a path that no socket address could hold it.
+    pub fn new() -> Self {
+        let all = tempfile::tempdir().unwrap();
+        let dir = all.path().join("d".repeat(100)).join("sandbox");
+        fs::create_dir_all(&dir).unwrap();
+        File::create(dir.join("../zero.ram")).unwrap().set_len(MEMORY.bytes().0).unwrap();
+        File::create(dir.join("../image")).unwrap().set_len(64 << 20).unwrap();
+        File::create(dir.join("config")).unwrap().set_len(1 << 20).unwrap();
+        for name in ["../image", "../zero.ram"] {
+            let mut mode = fs::metadata(dir.join(name)).unwrap().permissions();
+            std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o444);
+            fs::set_permissions(dir.join(name), mode).unwrap();
+        }
+        let made = std::process::Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-u", "-b", "../image", "-F", "raw", "root.qcow2", "64M"])
+            .current_dir(&dir)
+            .status()
+            .unwrap();
+        assert!(made.success());
+        File::create(dir.join("lock")).unwrap();
+        Self { dir, cpus: 1, words: Vec::new(), _all: all }
+    }
+
+    pub fn spec(&self, qemu: &Qemu, incoming: bool) -> MachineSpec {
+        MachineSpec {
+            arch: Arch::host(),
+            accel: Accel::Tcg,
+            machine_type: Qemu::machine_type(Arch::host()).to_owned(),
+            cpu_model: vm::cpu_model(Arch::host(), Accel::Tcg).to_owned(),
+            cpus: self.cpus,
+            memory: MEMORY,
+            kernel: required("BHATTI_TEST_KERNEL"),
+            initramfs: required("BHATTI_TEST_INITRAMFS"),
+            extra_cmdline: self.words.clone(),
+            ram_base: "../zero.ram".into(),
+            ram_base_writable: !qemu.opens_base_read_only(),
+            root: Some(RootDisk::Overlay { path: "root.qcow2".into(), base: "../image".into() }),
+            config: Some("config".into()),
+            incoming,
+        }
+    }
+
+    /// The lock's file, locked: fails while a VMM has it.
+    pub fn lock(&self) -> std::io::Result<File> {
+        let file = File::open(self.dir.join("lock"))?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+        Ok(file)
+    }
+
+    pub async fn launch(&self, qemu: &Qemu, incoming: bool) -> vm::Result<Machine> {
+        Machine::launch(qemu, &self.spec(qemu, incoming), &self.dir, self.lock().unwrap()).await
+    }
+}
+
+#[allow(dead_code, reason = "each test binary uses its own part")]
+/// What the console says once it contains `word`.
+pub async fn console_with(machine: &Machine, word: &str) -> String {
+    let begun = Instant::now();
+    loop {
+        let text = machine.console_tail().await.unwrap();
+        if text.contains(word) {
+            return text;
+        }
+        assert!(begun.elapsed() < LIMIT, "no {word:?} on the console: {text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The last whole count, the guest's nonce and the sectors of its root disk. Waits for a count above `above`.
+pub async fn count_above(machine: &Machine, above: u64) -> (u64, String, u64) {
+    let begun = Instant::now();
+    loop {
+        let text = machine.console_tail().await.unwrap();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        if let Some(line) = whole.lines().rev().find(|line| line.starts_with("count ")) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if let [_, count, _, nonce, _, sectors] = words[..] {
+                let count: u64 = count.parse().unwrap();
+                if count > above {
+                    return (count, nonce.to_owned(), sectors.parse().unwrap());
+                }
+            }
+        }
+        assert!(begun.elapsed() < LIMIT, "no count above {above} on the console: {text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A guest's memory, out of its VMM.
+pub struct Saved {
+    pub runs: Vec<RamRun>,
+    pub pages: Vec<u8>,
+}
+
+pub fn copy_out(ram: &GuestRam) -> Saved {
+    let runs = ram.private_runs().unwrap();
+    let total: u64 = runs.iter().map(|run| run.len.0).sum();
+    let mut pages = vec![0; usize::try_from(total).unwrap()];
+    ram.read_runs(&runs, &mut pages).unwrap();
+    Saved { runs, pages }
+}
+
+/// Pauses, saves everything, kills.
+pub async fn put_to_sleep(machine: Machine) -> Saved {
+    let t0 = Instant::now();
+    machine.pause().await.unwrap();
+    let paused = t0.elapsed();
+    let saved = copy_out(&machine.ram().unwrap());
+    let copied = t0.elapsed();
+    machine.save_devices("vm.snap").await.unwrap();
+    let devices = t0.elapsed();
+    machine.kill().await.unwrap();
+    eprintln!(
+        "sleep: pause {paused:?}, {} runs of {} KiB out {:?}, devices {:?}, kill {:?}",
+        saved.runs.len(),
+        saved.pages.len() >> 10,
+        copied - paused,
+        devices - copied,
+        t0.elapsed() - devices
+    );
+    saved
+}
+
+/// Launches and loads; the guest is paused.
+pub async fn wake(home: &Home, qemu: &Qemu, saved: &Saved) -> Machine {
+    let t0 = Instant::now();
+    let machine = home.launch(qemu, true).await.unwrap();
+    let ready = t0.elapsed();
+    machine.ram().unwrap().write_runs(&saved.runs, &saved.pages).unwrap();
+    let written = t0.elapsed();
+    machine.load_devices(File::open(home.dir.join("vm.snap")).unwrap()).await.unwrap();
+    eprintln!("wake: ready {ready:?}, ram {:?}, devices {:?}", written - ready, t0.elapsed() - written);
+    machine
+}
+
+#[allow(dead_code, reason = "each test binary uses its own part")]
+pub fn blocks_of(path: &Path) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(&fs::metadata(path).unwrap())
+}
+
+/// A page in the middle of RAM.
+#[allow(dead_code, reason = "each test binary uses its own part")]
+pub const MIDDLE: RamOffset = RamOffset(128 << 20);
