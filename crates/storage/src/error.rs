@@ -53,12 +53,12 @@ impl Error {
     /// An error of the system, with the kind that its number means.
     pub(crate) fn io(op: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
         let source = source.into();
-        let kind = match source.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::NOSPC | Errno::DQUOT) => ErrorKind::NoSpace,
-            Some(Errno::NOENT) => ErrorKind::NotFound,
-            Some(Errno::EXIST | Errno::NOTEMPTY) => ErrorKind::Exists,
-            Some(Errno::WOULDBLOCK) => ErrorKind::Busy,
-            Some(Errno::ACCESS | Errno::ROFS | Errno::PERM) => ErrorKind::Unwritable,
+        let kind = match (source.raw_os_error().map(Errno::from_raw_os_error), source.kind()) {
+            (Some(Errno::NOSPC | Errno::DQUOT), _) => ErrorKind::NoSpace,
+            (Some(Errno::NOENT), _) => ErrorKind::NotFound,
+            (None, io::ErrorKind::AlreadyExists) | (Some(Errno::EXIST | Errno::NOTEMPTY), _) => ErrorKind::Exists,
+            (Some(Errno::WOULDBLOCK | Errno::TXTBSY), _) => ErrorKind::Busy,
+            (Some(Errno::ACCESS | Errno::ROFS | Errno::PERM), _) => ErrorKind::Unwritable,
             _ => ErrorKind::Io,
         };
         let hint = match kind {

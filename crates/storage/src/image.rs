@@ -1,14 +1,19 @@
 //! Base images: immutable, named by their content, found by a name.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use types::{Arch, Bytes, ContentId, ImageName, Timestamp};
 
-use crate::durable::Staged;
-use crate::error::Result;
+use crate::durable::{self, Staged};
+use crate::error::{Error, ErrorKind, Result};
 use crate::layout;
+use crate::record::{self, Format};
+use crate::sparse;
 use crate::store::Store;
+
+const FORMAT: Format = Format { name: "bhatti-image", version: 1 };
 
 /// A named base image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,8 +41,14 @@ impl ImageRecord {
     /// The object as a VMM sees it whose working directory is a sandbox's or a template's (or its staging) directory.
     #[must_use]
     pub fn path_from_machine_dir(&self) -> PathBuf {
-        layout::from_machine_dir(&layout::object_below_root(&self.id))
+        object_from_machine_dir(&self.id)
     }
+}
+
+/// An image's object as a VMM sees it whose working directory is a sandbox's or a template's.
+#[must_use]
+pub fn object_from_machine_dir(id: &ContentId) -> PathBuf {
+    layout::from_machine_dir(&layout::object_below_root(id))
 }
 
 /// The base images of a store.
@@ -59,15 +70,42 @@ impl Images<'_> {
     /// # Errors
     /// When the directory or a record cannot be read.
     pub fn list(&self) -> Result<Vec<ImageRecord>> {
-        unimplemented!()
+        let mut found = Vec::new();
+        for name in self.store.names_in(&self.store.layout().images())? {
+            if name.starts_with("rootfs-") && name.ends_with(".json") {
+                found.push(record::read(FORMAT, &self.store.layout().images().join(name))?);
+            }
+        }
+        found.sort_by(|a: &ImageRecord, b: &ImageRecord| (&a.name, a.arch).cmp(&(&b.name, b.arch)));
+        Ok(found)
     }
 
     /// The image of that name.
     ///
     /// # Errors
     /// `NotFound` when there is none, `Corrupt` when its record or its object is damaged.
-    pub fn resolve(&self, _name: &ImageName, _arch: Arch) -> Result<ImageRecord> {
-        unimplemented!()
+    pub fn resolve(&self, name: &ImageName, arch: Arch) -> Result<ImageRecord> {
+        let layout = self.store.layout();
+        let path = layout.image_record(name, arch);
+        let record: ImageRecord = record::read(FORMAT, &path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "use image", name.as_str())
+                .because(format!("there is no image {name:?} for {arch}", name = name.as_str()))
+                .hint_to("`bhatti image list` shows what there is, `bhatti setup` makes `minimal`"),
+            _ => error,
+        })?;
+        let object = layout.object(&record.id);
+        match std::fs::metadata(&object).map(|meta| meta.len()) {
+            Ok(len) if len == record.size.0 => Ok(record),
+            found => {
+                let error = Error::new(ErrorKind::Corrupt, "use image", object)
+                    .because(format!("the content of image {:?} is missing or of another size", name.as_str()))
+                    .hint_to("build or pull the image again");
+                Err(match found {
+                    Ok(_) => error,
+                    Err(source) => error.from_source(source),
+                })
+            }
+        }
     }
 
     /// The object's path for the host's own reading.
@@ -81,23 +119,51 @@ impl Images<'_> {
     /// # Errors
     /// When it cannot be made.
     pub fn stage(&self) -> Result<StagedImage> {
-        unimplemented!()
+        let path = self.store.layout().objects().join(layout::staging_name());
+        Ok(StagedImage { store: self.store.clone(), staged: Staged::create(path, 0o600)? })
     }
 }
 
 impl StagedImage {
-    /// The file to build into; it may be replaced by another file of that name.
+    /// The file to build into. It must stay this file: its lock tells others that it is in use.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.staged.path
+        self.staged.path()
     }
 
     /// Names the content and makes it last. A name that exists is moved to the new content; the old object stays.
     ///
     /// # Errors
     /// `Invalid` for an empty image, `NoSpace`, or what the system says.
-    pub fn commit(self, _name: &ImageName, _arch: Arch, _source: &str) -> Result<ImageRecord> {
-        let _ = self.store;
-        unimplemented!()
+    pub fn commit(self, name: &ImageName, arch: Arch, source: &str) -> Result<ImageRecord> {
+        let Self { store, staged } = self;
+        let path = staged.path().to_owned();
+        // Opened anew: a tool may have replaced the file in spite of what `path` asks for.
+        let file = File::open(&path).map_err(|error| Error::io("open", &path, error))?;
+        let size = file.metadata().map_err(|error| Error::io("stat", &path, error))?.len();
+        if size == 0 || size % 512 != 0 {
+            return Err(Error::new(ErrorKind::Invalid, "commit image", name.as_str())
+                .because(format!("a disk of {size} bytes is none: it is empty or ends within a sector")));
+        }
+        durable::set_mode(&file, &path, 0o444)?;
+        durable::sync(&file, &path)?;
+        let record = ImageRecord {
+            name: name.clone(),
+            arch,
+            id: sparse::content_id(&file, &path)?,
+            size: Bytes(size),
+            allocated: sparse::allocated(&file, &path)?,
+            created_at: Timestamp::now(),
+            source: source.to_owned(),
+        };
+        let layout = store.layout();
+        let object = layout.object(&record.id);
+        staged.rename_if_new(&object)?;
+        durable::sync_parent(&object)?;
+        // The record is what counts; the link is for people and is corrected by the next commit of that name.
+        let relative = Path::new("objects").join(object.file_name().unwrap_or_default());
+        durable::link(&object, &relative, &layout.image_link(name, arch))?;
+        durable::replace(&layout.image_record(name, arch), &record::encode(FORMAT, &record), 0o600)?;
+        Ok(record)
     }
 }

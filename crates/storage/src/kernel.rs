@@ -1,13 +1,19 @@
 //! Guest kernels with their initramfs: named by their content, one current per architecture.
 
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use types::{Arch, ContentId, Timestamp};
 
-use crate::durable::StagedDir;
-use crate::error::Result;
+use crate::durable::{self, StagedDir};
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::{self, INITRAMFS, MANIFEST, VMLINUZ};
+use crate::record::{self, Format};
+use crate::sparse;
 use crate::store::Store;
+
+const FORMAT: Format = Format { name: "bhatti-kernel", version: 1 };
 
 /// A kernel and its initramfs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,13 +37,13 @@ impl KernelRecord {
     /// The kernel as a VMM sees it whose working directory is a sandbox's or a template's.
     #[must_use]
     pub fn vmlinuz_from_machine_dir(&self) -> PathBuf {
-        unimplemented!()
+        layout::from_machine_dir(&layout::kernel_below_root(&self.id)).join(VMLINUZ)
     }
 
     /// The initramfs as a VMM sees it whose working directory is a sandbox's or a template's.
     #[must_use]
     pub fn initramfs_from_machine_dir(&self) -> PathBuf {
-        unimplemented!()
+        layout::from_machine_dir(&layout::kernel_below_root(&self.id)).join(INITRAMFS)
     }
 }
 
@@ -59,17 +65,38 @@ impl Kernels<'_> {
     ///
     /// # Errors
     /// `NotFound` before `setup`, `Corrupt` for a damaged record.
-    pub fn get(&self, _arch: Arch) -> Result<KernelRecord> {
-        unimplemented!()
+    pub fn get(&self, arch: Arch) -> Result<KernelRecord> {
+        let record: KernelRecord = self.read(&self.store.layout().kernel_record(arch))?;
+        self.by_id(&record.id)?;
+        Ok(record)
     }
 
     /// The kernel with that content, current or not.
     ///
     /// # Errors
     /// `NotFound`, or `Corrupt` for a damaged record.
-    pub fn by_id(&self, _id: &ContentId) -> Result<KernelRecord> {
-        let _ = self.store;
-        unimplemented!()
+    pub fn by_id(&self, id: &ContentId) -> Result<KernelRecord> {
+        let dir = self.store.layout().kernel_dir(id);
+        let record = self.read(&dir.join(MANIFEST))?;
+        for file in [VMLINUZ, INITRAMFS] {
+            let path = dir.join(file);
+            fs::metadata(&path).map_err(|error| {
+                Error::new(ErrorKind::Corrupt, "use kernel", path)
+                    .because("a file of it is missing")
+                    .hint_to("run `bhatti setup`")
+                    .from_source(error)
+            })?;
+        }
+        Ok(record)
+    }
+
+    fn read(&self, path: &Path) -> Result<KernelRecord> {
+        record::read(FORMAT, path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "use kernel", path)
+                .because("there is no such guest kernel here")
+                .hint_to("run `bhatti setup`"),
+            _ => error,
+        })
     }
 
     /// An empty staging directory.
@@ -77,7 +104,8 @@ impl Kernels<'_> {
     /// # Errors
     /// When it cannot be made.
     pub fn stage(&self) -> Result<StagedKernel> {
-        unimplemented!()
+        let path = self.store.layout().kernel().join(layout::staging_name());
+        Ok(StagedKernel { store: self.store.clone(), staged: StagedDir::create(path)? })
     }
 }
 
@@ -85,27 +113,66 @@ impl StagedKernel {
     /// A directory to work in; everything but the two files is removed at commit.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.staged.path
+        self.staged.path()
     }
 
     /// Where the kernel must be at commit.
     #[must_use]
     pub fn vmlinuz_path(&self) -> PathBuf {
-        self.staged.path.join("vmlinuz")
+        self.staged.path().join(VMLINUZ)
     }
 
     /// Where the initramfs must be at commit.
     #[must_use]
     pub fn initramfs_path(&self) -> PathBuf {
-        self.staged.path.join("initramfs")
+        self.staged.path().join(INITRAMFS)
     }
 
     /// Makes it last and current for its architecture; older ones stay.
     ///
     /// # Errors
     /// `Invalid` when a file is missing or empty, or what the system says.
-    pub fn commit(self, _arch: Arch, _version: &str, _agent_version: &str, _source: &str) -> Result<KernelRecord> {
-        let _ = self.store;
-        unimplemented!()
+    pub fn commit(self, arch: Arch, version: &str, agent_version: &str, source: &str) -> Result<KernelRecord> {
+        let layout = self.store.layout();
+        let mut files = Vec::new();
+        let mut hasher = blake3::Hasher::new();
+        for path in [self.vmlinuz_path(), self.initramfs_path()] {
+            let missing = || Error::new(ErrorKind::Invalid, "commit kernel", &path).because("it is missing or empty");
+            let file = File::open(&path).map_err(|error| missing().from_source(error))?;
+            let len = file.metadata().map_err(|error| Error::io("stat", &path, error))?.len();
+            if len == 0 {
+                return Err(missing());
+            }
+            durable::set_mode(&file, &path, 0o444)?;
+            hasher.update(&len.to_le_bytes());
+            hasher.update(sparse::content_id(&file, &path)?.as_str().as_bytes());
+            files.push(file);
+        }
+        for name in self.store.names_in(self.dir())? {
+            let path = self.dir().join(&name);
+            if name == VMLINUZ || name == INITRAMFS {
+                continue;
+            }
+            match path.is_dir() && !path.is_symlink() {
+                true => durable::remove_tree(&path)?,
+                false => durable::remove_if_there(&path).map(drop)?,
+            }
+        }
+        let record = KernelRecord {
+            id: ContentId::from_hash(hasher.finalize().as_bytes()),
+            arch,
+            version: version.to_owned(),
+            agent_version: agent_version.to_owned(),
+            source: source.to_owned(),
+            created_at: Timestamp::now(),
+        };
+        let bytes = record::encode(FORMAT, &record);
+        files.push(durable::new_file(&self.dir().join(MANIFEST), &bytes, 0o600)?);
+        match self.staged.commit(&files.iter().collect::<Vec<_>>(), &layout.kernel_dir(&record.id)) {
+            Err(error) if error.kind() == ErrorKind::Exists => {}
+            done => done?,
+        }
+        durable::replace(&layout.kernel_record(arch), &bytes, 0o600)?;
+        Ok(record)
     }
 }

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use types::{Arch, ContentId, ImageName, Mebibytes, SandboxId, StorageLayout};
+use types::{Arch, ContentId, ImageName, Mebibytes, Nonce, SandboxId, StorageLayout};
 
 /// QMP's socket in a sandbox's directory.
 pub const QMP_SOCKET: &str = "qmp.sock";
@@ -24,6 +24,10 @@ pub const VM_SNAP: &str = "vm.snap";
 pub const VM_SNAP_NEW: &str = "vm.snap.new";
 /// The generation record of a sandbox or a template.
 pub const MANIFEST: &str = "manifest.json";
+/// A kernel, in its directory.
+pub(crate) const VMLINUZ: &str = "vmlinuz";
+/// An initramfs, in its kernel's directory.
+pub(crate) const INITRAMFS: &str = "initramfs";
 /// A template's RAM base.
 pub const RAM_BASE: &str = "ram.base";
 /// From a sandbox's or a template's directory up to the data root.
@@ -115,7 +119,7 @@ impl Layout {
     }
 
     pub(crate) fn kernel_dir(&self, id: &ContentId) -> PathBuf {
-        self.kernel().join(id.as_str())
+        self.root.join(kernel_below_root(id))
     }
 
     pub(crate) fn kernel_record(&self, arch: Arch) -> PathBuf {
@@ -123,9 +127,19 @@ impl Layout {
     }
 }
 
+/// A staging name that no other has.
+pub(crate) fn staging_name() -> String {
+    format!("{NEW}{}", Nonce::random())
+}
+
 /// An image's object, from the data root.
 pub(crate) fn object_below_root(id: &ContentId) -> PathBuf {
     PathBuf::from(format!("images/objects/{id}.ext4"))
+}
+
+/// A kernel's directory, from the data root.
+pub(crate) fn kernel_below_root(id: &ContentId) -> PathBuf {
+    PathBuf::from(format!("kernel/{id}"))
 }
 
 /// A zero base, from the data root.

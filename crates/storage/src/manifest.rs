@@ -195,3 +195,110 @@ impl Manifest {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> Manifest {
+        let id = |byte| ContentId::from_hash(&[byte; 32]);
+        Manifest {
+            id: "0123456789abcdef".parse().unwrap(),
+            name: "web-1".parse().unwrap(),
+            owner: Owner::admin(),
+            generation: 12,
+            state: RunState::Cold,
+            layout: StorageLayout::Overlay,
+            image: ImageRef { name: "minimal".parse().unwrap(), id: id(1) },
+            kernel: id(2),
+            cpus: 1,
+            memory_mib: Mebibytes(512),
+            disk_size_mib: Mebibytes(1024),
+            labels: [("tier".to_owned(), "tëst \"quoted\"".to_owned())].into(),
+            keep_hot: false,
+            created_at: Timestamp(1_700_000_000_123),
+            ram_base: RamBase::Template { key: id(3), ram: id(4) },
+            machine: MachineRecord {
+                qemu_version: "7.2.22".to_owned(),
+                machine_type: "pc-q35-7.2".to_owned(),
+                accel: Accel::Tcg,
+                cpu_model: "Nehalem-v1".to_owned(),
+                devices: vec![DeviceRecord {
+                    id: "root".to_owned(),
+                    kind: "virtio-blk-pci".to_owned(),
+                    port: "rp0".to_owned(),
+                }],
+            },
+            memory: Some(MemoryRecord {
+                mem_header_blake3: id(5),
+                mem_content_bytes: Bytes(351_232),
+                vm_blake3: id(6),
+                vm_bytes: Bytes(127_110),
+                detached: true,
+            }),
+            first_boot_done: true,
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Manifest> {
+        Manifest::decode(bytes, Path::new("sandboxes/0123456789abcdef/manifest.json"))
+    }
+
+    /// Release by release, the files that were once written are read. `BHATTI_WRITE_GOLDEN=1` writes a missing one.
+    #[test]
+    fn manifests_of_every_version_are_still_read_and_the_present_one_is_written_alike() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/manifest-1.json");
+        if std::env::var_os("BHATTI_WRITE_GOLDEN").is_some() && !path.exists() {
+            std::fs::write(&path, sample().encode()).unwrap();
+        }
+        let golden = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(decode(golden.as_bytes()).unwrap(), sample());
+        assert_eq!(String::from_utf8(sample().encode()).unwrap(), golden);
+    }
+
+    #[test]
+    fn a_newer_manifest_is_refused_by_its_version_even_if_nothing_else_is_known() {
+        let text = r#"{"format":"bhatti-sandbox","version":2,"blake4":"?","content":[]}"#;
+        let error = decode(text.as_bytes()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooNew);
+        assert!(error.to_string().contains("version 2"), "{error}");
+        let same = String::from_utf8(sample().encode()).unwrap().replace("\"version\":1", "\"version\":3");
+        assert_eq!(decode(same.as_bytes()).unwrap_err().kind(), ErrorKind::TooNew);
+    }
+
+    #[test]
+    fn another_format_and_a_contradiction_are_refused() {
+        let text = String::from_utf8(sample().encode()).unwrap().replace("bhatti-sandbox", "bhatti-template");
+        assert_eq!(decode(text.as_bytes()).unwrap_err().kind(), ErrorKind::Corrupt);
+        let hot = Manifest { state: RunState::Running, ..sample() };
+        assert_eq!(decode(&hot.encode()).unwrap_err().kind(), ErrorKind::Invalid);
+        assert!(decode(&sample().into_running().encode()).is_ok());
+    }
+
+    #[test]
+    fn a_new_generation_names_no_memory() {
+        for next in [sample().into_running(), sample().into_off()] {
+            assert_eq!((next.generation, next.memory), (13, None));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_flipped_bit_is_refused_or_changes_nothing(at in any::<prop::sample::Index>(), bit in 0u32..8) {
+            let mut bytes = sample().encode();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            match decode(&bytes) {
+                Ok(read) => prop_assert_eq!(read, sample()),
+                Err(error) => prop_assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::TooNew)),
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+            prop_assert!(decode(&bytes).is_err());
+        }
+    }
+}

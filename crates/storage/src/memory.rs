@@ -1,12 +1,25 @@
 //! Guest memory on disk: what a sandbox changed over its RAM base.
+//!
+//! `docs/formats/mem-snap.md` draws the file.
 
-use std::fs::File;
+mod base;
+mod format;
+mod load;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
 use std::io;
 
 use types::{Bytes, ContentId, RamOffset, RamRun};
 
 use crate::durable::Staged;
-use crate::error::Result;
+
+pub use base::RamBaseReport;
+pub(crate) use base::write_ram_base;
+pub use load::MemoryImage;
+pub(crate) use write::write;
 
 /// The RAM of a paused guest, as the store sees it.
 pub trait PageSource: Sync {
@@ -78,6 +91,7 @@ pub struct StagedMemory {
     pub(crate) staged: Staged,
     pub(crate) header: MemoryHeader,
     pub(crate) header_blake3: ContentId,
+    pub(crate) content: Bytes,
     pub(crate) stats: MemoryStats,
 }
 
@@ -89,40 +103,11 @@ impl StagedMemory {
     }
 }
 
-/// An opened memory image whose header was verified.
-#[derive(Debug)]
-pub struct MemoryImage {
-    file: File,
-}
-
-/// What a load did.
+/// What loading a memory image did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadReport {
     /// Bytes given to the sink, zero pages included.
     pub written: Bytes,
     /// Bytes read from the file.
     pub read: Bytes,
-}
-
-impl MemoryImage {
-    /// Size of the guest's RAM.
-    #[must_use]
-    pub fn memory(&self) -> Bytes {
-        unimplemented!()
-    }
-
-    /// How much it is.
-    #[must_use]
-    pub fn stats(&self) -> MemoryStats {
-        unimplemented!()
-    }
-
-    /// Gives every private page to `sink`, each frame verified before any page of it is given.
-    ///
-    /// # Errors
-    /// `Corrupt` for a damaged frame: pages before it were given already, so the machine must not run.
-    pub fn load(&self, _sink: &mut dyn PageSink) -> Result<LoadReport> {
-        let _ = &self.file;
-        unimplemented!()
-    }
 }

@@ -1,8 +1,18 @@
 //! What crashes left behind: a plan that can be shown, then executed.
+//!
+//! `durable` says what each name means. A directory is held while its maker or a VMM lives: the maker locks the
+//! directory, the VMM the root disk in it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use types::SandboxId;
+use types::{ContentId, SandboxId, StorageLayout};
+
+use crate::durable;
+use crate::error::{Error, Result};
+use crate::layout::{self, GONE, NEW};
+use crate::lock;
+use crate::manifest::RunState;
+use crate::store::Store;
 
 /// What a leftover is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,13 +29,13 @@ pub enum LeftoverKind {
     StagedImage,
     /// A kernel that was never committed.
     StagedKernel,
-    /// A file of a commit that did not happen.
-    StagedFile(SandboxId),
+    /// A file of a commit that did not happen, beside the one that counts.
+    StagedFile,
     /// A memory image that a running or powered-off manifest does not name.
     ConsumedMemory(SandboxId),
     /// A socket that nobody listens on.
     StaleSocket(SandboxId),
-    /// A sandbox whose manifest cannot be read. Never removed.
+    /// A sandbox whose manifest cannot be read, and why. Never removed.
     Broken(SandboxId, String),
     /// Something bhatti never makes. Never removed.
     Foreign,
@@ -56,5 +66,127 @@ pub struct ReconcileReport {
     /// What is gone.
     pub removed: Vec<PathBuf>,
     /// What could not be removed.
-    pub failed: Vec<crate::Error>,
+    pub failed: Vec<Error>,
+}
+
+pub(crate) fn plan(store: &Store) -> Result<Vec<Leftover>> {
+    let layout = store.layout();
+    let mut plan = Vec::new();
+    let mut add = |kind, path: PathBuf| -> Result<()> {
+        let held = is_held(store, &kind, &path)?;
+        plan.push(Leftover { kind, path, held });
+        Ok(())
+    };
+
+    for name in store.names_in(store.root())? {
+        if name.starts_with(NEW) || name.ends_with(".new") {
+            add(LeftoverKind::StagedFile, store.root().join(name))?;
+        }
+    }
+    for (dir, kind) in [
+        (layout.images(), LeftoverKind::StagedFile),
+        (layout.objects(), LeftoverKind::StagedImage),
+        (layout.zero(), LeftoverKind::StagedFile),
+        (layout.kernel(), LeftoverKind::StagedKernel),
+    ] {
+        for name in store.names_in(&dir)? {
+            if name.starts_with(NEW) {
+                add(kind.clone(), dir.join(name))?;
+            } else if name.ends_with(".new") {
+                add(LeftoverKind::StagedFile, dir.join(name))?;
+            }
+        }
+    }
+    for name in store.names_in(&layout.templates())? {
+        let path = layout.templates().join(&name);
+        if name.starts_with(NEW) {
+            add(LeftoverKind::StagedTemplate, path)?;
+        } else if name.starts_with(GONE) {
+            add(LeftoverKind::GoneTemplate, path)?;
+        } else if name != "zero" && name.parse::<ContentId>().is_err() {
+            add(LeftoverKind::Foreign, path)?;
+        }
+    }
+    for name in store.names_in(&layout.sandboxes())? {
+        let path = layout.sandboxes().join(&name);
+        if name.starts_with(NEW) {
+            add(LeftoverKind::StagedSandbox, path)?;
+        } else if name.starts_with(GONE) {
+            add(LeftoverKind::GoneSandbox, path)?;
+        } else if let Ok(id) = name.parse::<SandboxId>() {
+            for (kind, name) in in_sandbox(store, &id)? {
+                add(kind, path.join(name))?;
+            }
+        } else {
+            add(LeftoverKind::Foreign, path)?;
+        }
+    }
+    Ok(plan)
+}
+
+/// What is left over in a committed sandbox's directory: name below it, empty for itself.
+fn in_sandbox(store: &Store, id: &SandboxId) -> Result<Vec<(LeftoverKind, String)>> {
+    let dir = store.sandbox(id);
+    let manifest = match dir.manifest() {
+        Ok(manifest) => manifest,
+        Err(error) => return Ok(vec![(LeftoverKind::Broken(id.clone(), error.to_string()), String::new())]),
+    };
+    let mut found = Vec::new();
+    for name in store.names_in(dir.path())? {
+        let kind = match name.as_str() {
+            layout::MEM_SNAP | layout::VM_SNAP if manifest.state != RunState::Cold => {
+                LeftoverKind::ConsumedMemory(id.clone())
+            }
+            layout::QMP_SOCKET | layout::AGENT_SOCKET => LeftoverKind::StaleSocket(id.clone()),
+            name if name.ends_with(".new") => LeftoverKind::StagedFile,
+            _ => continue,
+        };
+        found.push((kind, name));
+    }
+    Ok(found)
+}
+
+fn is_held(store: &Store, kind: &LeftoverKind, path: &Path) -> Result<bool> {
+    let root_disk_in = |dir: &Path| -> Result<bool> {
+        for layout in [StorageLayout::Overlay, StorageLayout::Reflink] {
+            if lock::is_held(&dir.join(layout::root_disk(layout)))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    match kind {
+        LeftoverKind::StagedSandbox
+        | LeftoverKind::GoneSandbox
+        | LeftoverKind::StagedTemplate
+        | LeftoverKind::GoneTemplate => Ok(lock::is_held(path)? || root_disk_in(path)?),
+        LeftoverKind::StagedImage | LeftoverKind::StagedKernel => lock::is_held(path),
+        LeftoverKind::ConsumedMemory(id) | LeftoverKind::StaleSocket(id) | LeftoverKind::Broken(id, _) => {
+            store.sandbox(id).is_locked()
+        }
+        LeftoverKind::StagedFile => {
+            // In a sandbox's directory the VMM may be writing it; elsewhere its maker holds it.
+            Ok(lock::is_held(path)? || path.parent().map_or(Ok(false), root_disk_in)?)
+        }
+        LeftoverKind::Foreign => Ok(false),
+    }
+}
+
+pub(crate) fn execute(store: &Store, plan: &[Leftover]) -> ReconcileReport {
+    let mut report = ReconcileReport::default();
+    for leftover in plan.iter().filter(|leftover| leftover.will_be_removed()) {
+        let path = &leftover.path;
+        let removed = is_held(store, &leftover.kind, path).and_then(|held| match held {
+            true => Ok(false),
+            // A symbolic link is removed as itself, whatever it points to.
+            false if path.is_dir() && !path.is_symlink() => durable::remove_tree(path).map(|()| true),
+            false => durable::remove_if_there(path),
+        });
+        match removed {
+            Ok(true) => report.removed.push(path.clone()),
+            Ok(false) => {}
+            Err(error) => report.failed.push(error),
+        }
+    }
+    report
 }

@@ -67,6 +67,12 @@ pub(crate) fn decode<T: DeserializeOwned>(format: Format, bytes: &[u8], path: &P
         .map_err(|error| corrupt("its content is not that of its version").from_source(error))
 }
 
+/// Reads a record's file.
+pub(crate) fn read<T: DeserializeOwned>(format: Format, path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+    decode(format, &bytes, path)
+}
+
 fn check_version(format: Format, name: &str, version: u32, path: &Path) -> Result<()> {
     if name != format.name {
         return Err(Error::new(ErrorKind::Corrupt, "read", path)

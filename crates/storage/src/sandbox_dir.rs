@@ -1,17 +1,24 @@
 //! One sandbox's directory: its files, its locks, its commits.
+//!
+//! # Invariants
+//! Whoever commits holds the sandbox's transition lock, which is not here: one task owns one sandbox. A memory image
+//! counts only while the manifest on disk is cold and names it by its checksum.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use types::{SandboxId, StorageLayout};
+use types::{Bytes, ContentId, SandboxId, StorageLayout};
 
-use crate::clone::CloneReport;
-use crate::durable::StagedDir;
-use crate::error::Result;
+use crate::clone::{CloneReport, clone_file};
+use crate::durable::{self, Staged, StagedDir};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::ImageRecord;
-use crate::layout;
-use crate::manifest::Manifest;
-use crate::memory::{MemoryHeader, MemoryImage, PageSource, StagedMemory};
+use crate::layout::{self, MANIFEST, MEM_SNAP, VM_SNAP};
+use crate::lock;
+use crate::manifest::{Manifest, MemoryRecord, RunState};
+use crate::memory::{self, MemoryHeader, MemoryImage, PageSource, StagedMemory};
+use crate::sparse;
 use crate::store::Store;
 use crate::template::TemplateRecord;
 
@@ -27,51 +34,73 @@ impl StagedSandbox {
     /// Its staging directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.staged.path
+        self.staged.path()
     }
 
     /// Where the config drive must be built.
     #[must_use]
     pub fn config_path(&self) -> PathBuf {
-        self.staged.path.join(layout::CONFIG_DRIVE)
+        self.dir().join(layout::CONFIG_DRIVE)
     }
 
     /// Where the root disk is, once cloned.
     #[must_use]
     pub fn root_disk_path(&self, layout: StorageLayout) -> PathBuf {
-        self.staged.path.join(layout::root_disk(layout))
+        self.dir().join(layout::root_disk(layout))
     }
 
     /// Clones the template's root disk.
     ///
     /// # Errors
     /// `NoSpace`, or what the system says.
-    pub fn clone_root_from_template(&self, _template: &TemplateRecord) -> Result<CloneReport> {
-        unimplemented!()
+    pub fn clone_root_from_template(&self, template: &TemplateRecord) -> Result<CloneReport> {
+        let from = self.store.templates().dir(&template.key).join(template.root_disk());
+        clone_file(&from, &self.root_disk_path(template.spec.layout))
     }
 
     /// Clones an image as a raw root disk (layout reflink, cold boot).
     ///
     /// # Errors
     /// `NoSpace`, or what the system says.
-    pub fn clone_root_from_image(&self, _image: &ImageRecord) -> Result<CloneReport> {
-        unimplemented!()
+    pub fn clone_root_from_image(&self, image: &ImageRecord) -> Result<CloneReport> {
+        clone_file(
+            &self.store.images().object_path(&image.id),
+            &self.root_disk_path(StorageLayout::Reflink),
+        )
     }
 
     /// Makes it last: files, manifest, then the name.
     ///
     /// # Errors
     /// `Invalid` when the manifest is another sandbox's or a file is missing, `Exists`, `NoSpace`.
-    pub fn commit(self, _manifest: &Manifest) -> Result<SandboxDir> {
-        let _ = (self.store, self.id);
-        unimplemented!()
+    pub fn commit(self, manifest: &Manifest) -> Result<SandboxDir> {
+        let Self { store, staged, id } = self;
+        let invalid = |what: &str| Error::new(ErrorKind::Invalid, "commit sandbox", staged.path()).because(what);
+        if manifest.id != id {
+            return Err(invalid("the manifest is another sandbox's"));
+        }
+        let path = staged.path().join(MANIFEST);
+        manifest.check(&path)?;
+        if manifest.memory.is_some() {
+            return Err(invalid("a new sandbox has no memory image yet"));
+        }
+        let mut files = Vec::new();
+        for name in [layout::root_disk(manifest.layout), layout::CONFIG_DRIVE] {
+            let path = staged.path().join(name);
+            let file = File::open(&path)
+                .map_err(|error| invalid("its root disk or config drive is missing").from_source(error))?;
+            durable::set_mode(&file, &path, 0o600)?;
+            files.push(file);
+        }
+        files.push(durable::new_file(&path, &manifest.encode(), 0o600)?);
+        staged.commit(&files.iter().collect::<Vec<_>>(), &store.layout().sandbox(&id))?;
+        Ok(store.sandbox(&id))
     }
 }
 
 /// A sandbox's directory.
 #[derive(Debug, Clone)]
 pub struct SandboxDir {
-    pub(crate) store: Store,
     pub(crate) id: SandboxId,
     pub(crate) path: PathBuf,
 }
@@ -94,15 +123,90 @@ impl SandboxDir {
     /// # Errors
     /// `NotFound`, `Corrupt`, `TooNew`.
     pub fn manifest(&self) -> Result<Manifest> {
-        unimplemented!()
+        self.manifest_bytes().map(|(manifest, _)| manifest)
     }
 
-    /// Replaces the manifest, durably. The caller holds the transition lock of this sandbox.
+    fn manifest_bytes(&self) -> Result<(Manifest, Vec<u8>)> {
+        let path = self.path.join(MANIFEST);
+        let named = |error: Error| match error.kind() {
+            ErrorKind::Corrupt => error
+                .because(format!("the manifest of sandbox {} is damaged", self.id))
+                .hint_to(format!("restore the file, or `bhatti destroy {}`", self.id)),
+            _ => error,
+        };
+        let bytes = fs::read(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "open sandbox", self.id.as_str())
+                .because("there is no manifest of it"),
+            _ => Error::io("read", &path, error),
+        })?;
+        let manifest = Manifest::decode(&bytes, &path).map_err(named)?;
+        if manifest.id != self.id {
+            return Err(named(Error::new(ErrorKind::Corrupt, "read", &path)));
+        }
+        Ok((manifest, bytes))
+    }
+
+    /// Replaces the manifest, durably. When the last step fails the old one is put back.
     ///
     /// # Errors
-    /// `Invalid` when it is another sandbox's, contradicts itself or goes back in generation; `Undecided`; `NoSpace`.
-    pub fn commit(&self, _manifest: &Manifest) -> Result<()> {
-        unimplemented!()
+    /// `Invalid` when it is another sandbox's, contradicts itself, goes back in generation or turns cold, which only
+    /// `commit_cold` may; `Undecided`; `NoSpace`.
+    pub fn commit(&self, manifest: &Manifest) -> Result<()> {
+        let (before, bytes) = self.manifest_bytes()?;
+        self.check_successor(&before, manifest)?;
+        if manifest.memory != before.memory && manifest.memory.is_some() {
+            return Err(self.invalid("only the commit of a stop may name a memory image"));
+        }
+        let staged = self.stage_manifest(manifest)?;
+        durable::sync(staged.file(), staged.path())?;
+        self.put_manifest(staged, &bytes)
+    }
+
+    fn invalid(&self, what: &str) -> Error {
+        Error::new(ErrorKind::Invalid, "commit manifest of", self.id.as_str()).because(what)
+    }
+
+    fn check_successor(&self, before: &Manifest, manifest: &Manifest) -> Result<()> {
+        manifest.check(&self.path.join(MANIFEST))?;
+        if manifest.id != self.id {
+            return Err(self.invalid("it is another sandbox's"));
+        }
+        if manifest.generation < before.generation {
+            return Err(self.invalid(&format!(
+                "generation {} is older than the committed {}",
+                manifest.generation, before.generation
+            )));
+        }
+        Ok(())
+    }
+
+    fn stage_manifest(&self, manifest: &Manifest) -> Result<Staged> {
+        let staged = Staged::create(self.path.join(layout::MANIFEST_NEW), 0o600)?;
+        durable::write_at(staged.file(), staged.path(), 0, &manifest.encode())?;
+        Ok(staged)
+    }
+
+    /// The commit point of every transition. If it cannot be confirmed, `before` is put back, so that what a crash
+    /// would find and what the caller is told are the same; if that fails too, nobody knows.
+    fn put_manifest(&self, staged: Staged, before: &[u8]) -> Result<()> {
+        let target = self.path.join(MANIFEST);
+        staged.rename(&target)?;
+        let Err(error) = durable::sync_dir(&self.path) else { return Ok(()) };
+        match durable::replace(&target, before, 0o600) {
+            Ok(()) => Err(error),
+            Err(_) => Err(error
+                .of_kind(ErrorKind::Undecided)
+                .because("the manifest could be neither committed nor taken back")
+                .hint_to("look at the disk's health; the sandbox stays paused")),
+        }
+    }
+
+    fn root_disk(&self) -> Result<PathBuf> {
+        let layouts = [StorageLayout::Overlay, StorageLayout::Reflink];
+        let mut paths = layouts.iter().map(|&layout| self.path.join(layout::root_disk(layout)));
+        paths.find(|path| path.exists()).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, "open sandbox", self.id.as_str()).because("it has no root disk")
+        })
     }
 
     /// Locks the root disk for a VMM, which inherits the file and so holds the lock itself.
@@ -110,7 +214,7 @@ impl SandboxDir {
     /// # Errors
     /// `Busy` when a VMM has it.
     pub fn lock_root(&self) -> Result<File> {
-        unimplemented!()
+        lock::root_disk(&self.root_disk()?)
     }
 
     /// Whether some process has the root disk.
@@ -118,7 +222,10 @@ impl SandboxDir {
     /// # Errors
     /// When the disk cannot be opened.
     pub fn is_locked(&self) -> Result<bool> {
-        unimplemented!()
+        match self.root_disk() {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            path => lock::is_held(&path?),
+        }
     }
 
     /// Removes sockets that an earlier VMM left.
@@ -126,13 +233,24 @@ impl SandboxDir {
     /// # Errors
     /// What the system says.
     pub fn clear_sockets(&self) -> Result<()> {
-        unimplemented!()
+        for name in [layout::QMP_SOCKET, layout::AGENT_SOCKET] {
+            durable::remove_if_there(&self.path.join(name))?;
+        }
+        Ok(())
     }
 
     /// The last bytes that the VMM wrote to its log, at most `max`; empty when there is none.
     #[must_use]
-    pub fn vmm_log_tail(&self, _max: usize) -> String {
-        unimplemented!()
+    pub fn vmm_log_tail(&self, max: usize) -> String {
+        let read = || -> std::io::Result<Vec<u8>> {
+            let file = File::open(self.path.join(layout::VMM_LOG))?;
+            let len = file.metadata()?.len();
+            let kept = usize::try_from(len).map_or(max, |len| len.min(max));
+            let mut tail = vec![0; kept];
+            file.read_exact_at(&mut tail, len - sparse::bytes(kept))?;
+            Ok(tail)
+        };
+        read().map(|tail| String::from_utf8_lossy(&tail).into_owned()).unwrap_or_default()
     }
 
     /// Writes the private pages of a paused guest under a staging name. Nothing is synced yet.
@@ -141,11 +259,11 @@ impl SandboxDir {
     /// `NoSpace`, or what the source or the system says.
     pub fn stage_memory(
         &self,
-        _source: &dyn PageSource,
-        _header: MemoryHeader,
-        _level: i32,
+        source: &dyn PageSource,
+        header: MemoryHeader,
+        level: i32,
     ) -> Result<StagedMemory> {
-        unimplemented!()
+        memory::write(Staged::create(self.path.join(layout::MEM_SNAP_NEW), 0o600)?, source, header, level)
     }
 
     /// Where the VMM must write its device state; an earlier attempt's is removed.
@@ -153,7 +271,11 @@ impl SandboxDir {
     /// # Errors
     /// What the system says.
     pub fn stage_devices(&self) -> Result<PathBuf> {
-        unimplemented!()
+        let path = self.path.join(layout::VM_SNAP_NEW);
+        durable::remove_if_there(&path)?;
+        // Made here so that it is private from its first byte; the VMM truncates it.
+        durable::new_file(&path, &[], 0o600)?;
+        Ok(path)
     }
 
     /// The commit of a stop: memory and device state become part of the manifest's generation. `manifest` is the one to
@@ -161,48 +283,148 @@ impl SandboxDir {
     ///
     /// # Errors
     /// Whatever the kind but `Undecided`, the sandbox is as before and the guest may resume.
-    pub fn commit_cold(&self, _memory: StagedMemory, _manifest: Manifest, _detached: bool) -> Result<Manifest> {
-        unimplemented!()
+    pub fn commit_cold(&self, memory: StagedMemory, manifest: Manifest, detached: bool) -> Result<Manifest> {
+        let vm = Staged::adopt(self.path.join(layout::VM_SNAP_NEW))?;
+        durable::set_mode(vm.file(), vm.path(), 0o600)?;
+        let vm_bytes = vm.file().metadata().map_err(|error| Error::io("stat", vm.path(), error))?.len();
+        if vm_bytes == 0 {
+            return Err(self.invalid("the device state is empty"));
+        }
+        if memory.header.generation != manifest.generation || memory.header.base != manifest.ram_base.id() {
+            return Err(self.invalid("the memory image is of another generation or over another base"));
+        }
+        let written = MemoryImage::open(memory.staged.path(), None)?;
+        if *written.header_blake3() != memory.header_blake3 || written.memory() != manifest.memory_mib.bytes() {
+            return Err(self.invalid("the memory image is not the one that was written for it"));
+        }
+        let manifest = Manifest {
+            state: RunState::Cold,
+            memory: Some(MemoryRecord {
+                mem_header_blake3: memory.header_blake3,
+                mem_content_bytes: memory.content,
+                vm_blake3: sparse::content_id(vm.file(), vm.path())?,
+                vm_bytes: Bytes(vm_bytes),
+                detached,
+            }),
+            ..manifest
+        };
+        let (before, before_bytes) = self.manifest_bytes()?;
+        self.check_successor(&before, &manifest)?;
+
+        let new_manifest = self.stage_manifest(&manifest)?;
+        durable::sync_all(&[memory.staged.file(), vm.file(), new_manifest.file()], &self.path)?;
+        self.name_memory(memory.staged, vm)
+            .and_then(|()| self.put_manifest(new_manifest, &before_bytes))
+            .inspect_err(|error| {
+                // The manifest that counts knows nothing of these; when nobody knows which counts, they stay.
+                if error.kind() != ErrorKind::Undecided {
+                    let _ = self.remove_memory();
+                }
+            })?;
+        Ok(manifest)
+    }
+
+    fn name_memory(&self, mem: Staged, vm: Staged) -> Result<()> {
+        mem.rename(&self.path.join(MEM_SNAP))?;
+        vm.rename(&self.path.join(VM_SNAP))?;
+        durable::sync_dir(&self.path)
+    }
+
+    fn remove_memory(&self) -> Result<()> {
+        durable::remove_if_there(&self.path.join(MEM_SNAP))?;
+        durable::remove_if_there(&self.path.join(VM_SNAP)).map(drop)
+    }
+
+    fn cold_record<'a>(&self, manifest: &'a Manifest) -> Result<&'a MemoryRecord> {
+        manifest.memory.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, "wake", self.id.as_str()).because("its manifest names no memory image")
+        })
     }
 
     /// The memory image of a cold manifest, its header verified.
     ///
     /// # Errors
     /// `Corrupt` when it is not the one that the manifest names, with the way out.
-    pub fn open_memory(&self, _manifest: &Manifest) -> Result<MemoryImage> {
-        unimplemented!()
+    pub fn open_memory(&self, manifest: &Manifest) -> Result<MemoryImage> {
+        let record = self.cold_record(manifest)?;
+        let path = self.path.join(MEM_SNAP);
+        let owner = (format!("sandbox {}", manifest.name), way_out(manifest));
+        let image = MemoryImage::open(&path, Some(owner))?;
+        let same = *image.header_blake3() == record.mem_header_blake3
+            && image.generation() == manifest.generation
+            && image.base() == manifest.ram_base.id()
+            && image.memory() == manifest.memory_mib.bytes();
+        match same {
+            true => Ok(image),
+            false => Err(damaged(&path, manifest, "it belongs to another generation or another sandbox")),
+        }
     }
 
     /// The device state of a cold manifest, verified, to be handed to a VMM.
     ///
     /// # Errors
     /// `Corrupt` when it is not the one that the manifest names, with the way out.
-    pub fn open_devices(&self, _manifest: &Manifest) -> Result<File> {
-        unimplemented!()
+    pub fn open_devices(&self, manifest: &Manifest) -> Result<File> {
+        let record = self.cold_record(manifest)?;
+        let path = self.path.join(VM_SNAP);
+        let file = File::open(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => damaged(&path, manifest, "it is missing"),
+            _ => Error::io("open", &path, error),
+        })?;
+        match content_of(&file, &path)? == (record.vm_blake3.clone(), record.vm_bytes) {
+            true => Ok(file),
+            false => Err(damaged(&path, manifest, "its checksum does not match")),
+        }
     }
 
     /// Gives up the memory image: commits the next generation as off, then removes the files.
     ///
     /// # Errors
     /// What the system says; the memory image is then still valid.
-    pub fn discard_memory(&self, _manifest: Manifest) -> Result<Manifest> {
-        unimplemented!()
+    pub fn discard_memory(&self, manifest: Manifest) -> Result<Manifest> {
+        let manifest = manifest.into_off();
+        self.commit(&manifest)?;
+        // What is left of them is what `reconcile` removes.
+        let _ = self.remove_memory();
+        Ok(manifest)
     }
 
-    /// Removes memory files that a committed `running` manifest has consumed.
+    /// Removes memory files that a committed manifest has consumed.
     ///
     /// # Errors
     /// `Invalid` while the manifest on disk is cold.
     pub fn drop_consumed_memory(&self) -> Result<()> {
-        unimplemented!()
+        if self.manifest()?.state == RunState::Cold {
+            return Err(Error::new(ErrorKind::Invalid, "remove memory of", self.id.as_str())
+                .because("it is what the sandbox will wake from"));
+        }
+        self.remove_memory()
     }
 
     /// Takes the sandbox away for good.
     ///
     /// # Errors
-    /// `Busy` while a VMM has its disk.
+    /// `Busy` while a VMM has its disk, `NotFound`.
     pub fn destroy(self) -> Result<()> {
-        let _ = &self.store;
-        unimplemented!()
+        let _lock = match self.lock_root() {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            lock => Some(lock?),
+        };
+        durable::remove_named_dir(&self.path)
     }
+}
+
+fn content_of(file: &File, path: &Path) -> Result<(ContentId, Bytes)> {
+    let len = file.metadata().map_err(|error| Error::io("stat", path, error))?.len();
+    Ok((sparse::content_id(file, path)?, Bytes(len)))
+}
+
+fn way_out(manifest: &Manifest) -> String {
+    format!("`bhatti start {} --discard-memory` boots it from its disk", manifest.name)
+}
+
+fn damaged(path: &Path, manifest: &Manifest, what: &str) -> Error {
+    Error::new(ErrorKind::Corrupt, "read", path)
+        .because(format!("the memory image of sandbox {} is damaged: {what}", manifest.name))
+        .hint_to(way_out(manifest))
 }

@@ -1,18 +1,20 @@
 //! The store: one data root, opened.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use types::{Mebibytes, SandboxId};
 
-use crate::error::Result;
+use crate::durable::{self, Staged, StagedDir};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::Images;
 use crate::kernel::Kernels;
-use crate::layout::Layout;
-use crate::lock::{DaemonLock, SetupLock};
+use crate::layout::{self, Layout};
+use crate::lock::{self, DaemonLock, SetupLock};
 use crate::manifest::{Manifest, RamBase};
-use crate::probe::FsCapabilities;
-use crate::reconcile::{Leftover, ReconcileReport};
+use crate::probe::{self, FsCapabilities};
+use crate::reconcile::{self, Leftover, ReconcileReport};
 use crate::sandbox_dir::{SandboxDir, StagedSandbox};
 use crate::template::Templates;
 
@@ -28,11 +30,50 @@ impl Store {
     /// # Errors
     /// `Unwritable` when it cannot be written, naming the directory.
     pub fn open(root: &Path) -> Result<Self> {
-        Ok(Self { layout: Arc::new(Layout::new(root)) })
+        Self::open_inner(root).map_err(|error| match error.kind() {
+            ErrorKind::Unwritable => Error::new(ErrorKind::Unwritable, "open data directory", root)
+                .because(format!("{} cannot be written", error.path().display()))
+                .hint_to("make it writable for this user, or give another with --data-dir")
+                .from_source(error),
+            _ => error,
+        })
+    }
+
+    fn open_inner(root: &Path) -> Result<Self> {
+        match root.parent() {
+            Some(parent) if !root.exists() => {
+                fs::create_dir_all(parent).map_err(|error| Error::io("create", parent, error))?;
+                make_if_missing(root)?;
+            }
+            _ => {}
+        }
+        let root = root.canonicalize().map_err(|error| Error::io("open", root, error))?;
+        if !root.is_dir() {
+            return Err(Error::new(ErrorKind::Unwritable, "open", &root).because("it is not a directory"));
+        }
+        let layout = Layout::new(&root);
+        for dir in layout.directories() {
+            make_if_missing(&dir)?;
+        }
+        // The directories may all be there on a filesystem that has become read-only; only a write tells.
+        drop(Staged::create(root.join(format!("{}open-{}", layout::NEW, types::Nonce::random())), 0o600)?);
+        Ok(Self { layout: Arc::new(layout) })
     }
 
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// The names in a directory, sorted.
+    pub(crate) fn names_in(&self, dir: &Path) -> Result<Vec<String>> {
+        let fail = |error| Error::io("list", dir, error);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir).map_err(fail)? {
+            // A name that is not UTF-8 was not made here; it is shown as well as it can be, and never touched.
+            names.push(entry.map_err(fail)?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
     }
 
     /// The data root, absolute.
@@ -63,8 +104,8 @@ impl Store {
     ///
     /// # Errors
     /// `NoSpace`, or what the system says.
-    pub fn write_private(&self, _path: &Path, _bytes: &[u8]) -> Result<()> {
-        unimplemented!()
+    pub fn write_private(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        durable::replace(path, bytes, 0o600)
     }
 
     /// Takes the data root for one daemon.
@@ -72,7 +113,7 @@ impl Store {
     /// # Errors
     /// `Busy` when another daemon has it, naming its process.
     pub fn lock_daemon(&self) -> Result<DaemonLock> {
-        unimplemented!()
+        lock::daemon(self.root())
     }
 
     /// Waits until no other `setup` works here.
@@ -80,7 +121,7 @@ impl Store {
     /// # Errors
     /// What the system says.
     pub fn lock_setup(&self) -> Result<SetupLock> {
-        unimplemented!()
+        lock::setup(self.root())
     }
 
     /// Finds out what the filesystem can do, by doing it.
@@ -88,7 +129,7 @@ impl Store {
     /// # Errors
     /// `NoSpace`, or what the system says.
     pub fn probe(&self) -> Result<FsCapabilities> {
-        unimplemented!()
+        probe::probe(self.root())
     }
 
     /// The base images.
@@ -110,12 +151,31 @@ impl Store {
     }
 
     /// An all-hole file of that size, made when missing, as a VMM sees it whose working directory is a sandbox's or a
-    /// template's.
+    /// template's. Once made it stays the same file: machines are found by their base's inode.
     ///
     /// # Errors
     /// What the system says.
-    pub fn zero_base(&self, _memory: Mebibytes) -> Result<PathBuf> {
-        unimplemented!()
+    pub fn zero_base(&self, memory: Mebibytes) -> Result<PathBuf> {
+        let below_root = layout::zero_below_root(memory);
+        let path = self.root().join(&below_root);
+        let seen = layout::from_machine_dir(&below_root);
+        let len = memory.bytes().0;
+        match fs::metadata(&path) {
+            Ok(meta) if meta.len() == len => return Ok(seen),
+            Ok(_) => {
+                return Err(Error::new(ErrorKind::Corrupt, "use zero base", &path)
+                    .because("it has another size than its name says")
+                    .hint_to("remove it; it is made again"));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("stat", &path, error)),
+        }
+        let staged = Staged::create(self.layout.zero().join(layout::staging_name()), 0o444)?;
+        staged.file().set_len(len).map_err(|error| Error::io("write", &path, error))?;
+        durable::sync(staged.file(), staged.path())?;
+        staged.rename_if_new(&path)?;
+        durable::sync_parent(&path)?;
+        Ok(seen)
     }
 
     /// The file under a guest's memory, verified to be the one that is meant, as a VMM sees it whose working directory
@@ -123,16 +183,30 @@ impl Store {
     ///
     /// # Errors
     /// `Corrupt` when the template is not the one that the base names, `NotFound` when it is gone.
-    pub fn ram_base(&self, _base: &RamBase, _memory: Mebibytes) -> Result<PathBuf> {
-        unimplemented!()
+    pub fn ram_base(&self, base: &RamBase, memory: Mebibytes) -> Result<PathBuf> {
+        let RamBase::Template { key, ram } = base else { return self.zero_base(memory) };
+        let path = self.templates().dir(key);
+        let Some(record) = self.templates().get(key)? else {
+            return Err(Error::new(ErrorKind::NotFound, "use template", path).because("it is gone"));
+        };
+        if record.ram_base_id != *ram || record.spec.memory_mib != memory {
+            return Err(Error::new(ErrorKind::Corrupt, "use template", path)
+                .because("its RAM base is not the one that the memory image lies over"));
+        }
+        Ok(layout::from_machine_dir(&layout::template_ram_below_root(key)))
     }
 
     /// A staging directory for a new sandbox.
     ///
     /// # Errors
-    /// `Exists` when there is such a sandbox.
-    pub fn stage_sandbox(&self, _id: &SandboxId) -> Result<StagedSandbox> {
-        unimplemented!()
+    /// `Exists` when there is such a sandbox, `Busy` when it is being made.
+    pub fn stage_sandbox(&self, id: &SandboxId) -> Result<StagedSandbox> {
+        let path = self.layout.sandbox(id);
+        if path.exists() {
+            return Err(Error::new(ErrorKind::Exists, "create", path).because("there is a sandbox of that id"));
+        }
+        let staging = self.layout.sandboxes().join(format!("{}{id}", layout::NEW));
+        Ok(StagedSandbox { store: self.clone(), staged: StagedDir::create(staging)?, id: id.clone() })
     }
 
     /// Every sandbox with its manifest, or why that cannot be read.
@@ -140,13 +214,15 @@ impl Store {
     /// # Errors
     /// When the directory cannot be read.
     pub fn sandboxes(&self) -> Result<Vec<(SandboxId, Result<Manifest>)>> {
-        unimplemented!()
+        let names = self.names_in(&self.layout.sandboxes())?;
+        let ids = names.iter().filter_map(|name| name.parse::<SandboxId>().ok());
+        Ok(ids.map(|id| (id.clone(), self.sandbox(&id).manifest())).collect())
     }
 
     /// A sandbox's directory; whether there is one, its manifest tells.
     #[must_use]
     pub fn sandbox(&self, id: &SandboxId) -> SandboxDir {
-        SandboxDir { store: self.clone(), id: id.clone(), path: self.layout.sandbox(id) }
+        SandboxDir { id: id.clone(), path: self.layout.sandbox(id) }
     }
 
     /// What crashes left behind, and what would be done about it. Call it with the daemon's lock held.
@@ -154,12 +230,19 @@ impl Store {
     /// # Errors
     /// When a directory cannot be read.
     pub fn reconcile_plan(&self) -> Result<Vec<Leftover>> {
-        unimplemented!()
+        reconcile::plan(self)
     }
 
-    /// Removes what the plan says; what is held by a living process by now is left alone.
+    /// Removes what the plan says; what a living process holds by now is left alone.
     #[must_use]
-    pub fn execute(&self, _plan: &[Leftover]) -> ReconcileReport {
-        unimplemented!()
+    pub fn execute(&self, plan: &[Leftover]) -> ReconcileReport {
+        reconcile::execute(self, plan)
+    }
+}
+
+fn make_if_missing(dir: &Path) -> Result<()> {
+    match durable::make_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::Exists => Ok(()),
+        made => made,
     }
 }

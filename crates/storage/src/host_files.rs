@@ -1,0 +1,85 @@
+//! Files of the host as a whole: scratch space for builds, and another data root over the same immutable files.
+
+use std::fs;
+use std::path::Path;
+
+use types::Nonce;
+
+use crate::durable::StagedDir;
+use crate::error::{Error, Result};
+use crate::layout;
+use crate::store::Store;
+
+/// A directory for a build's scratch files; removed when dropped, and after a crash by the next `reconcile`.
+#[derive(Debug)]
+pub struct Scratch(StagedDir);
+
+impl Scratch {
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Store {
+    /// The admin key: what its file says, or `fresh`, which is then written there (mode 0600).
+    ///
+    /// # Errors
+    /// When the file can be neither read nor written.
+    pub fn admin_key(&self, fresh: &str) -> Result<String> {
+        let path = self.admin_key_path();
+        match fs::read_to_string(&path) {
+            Ok(key) if !key.trim().is_empty() => Ok(key.trim().to_owned()),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("read", path, error)),
+            Ok(_) | Err(_) => {
+                self.write_private(&path, format!("{fresh}\n").as_bytes())?;
+                Ok(fresh.to_owned())
+            }
+        }
+    }
+
+    /// A scratch directory on the data root's filesystem.
+    ///
+    /// # Errors
+    /// `NoSpace`, or what the system says.
+    pub fn scratch(&self) -> Result<Scratch> {
+        let path = self.layout().images().join(format!("{}scratch-{}", layout::NEW, Nonce::random()));
+        StagedDir::create(path).map(Scratch)
+    }
+
+    /// Makes `root`, on the same filesystem, a data root with this one's images, kernels and templates, by hard links:
+    /// none of those files is ever written again. The index, which knows the accelerator, is copied.
+    ///
+    /// # Errors
+    /// When a link cannot be made.
+    pub fn link_into(&self, root: &Path) -> Result<()> {
+        for part in ["images", "kernel", "templates"] {
+            link_tree(&self.root().join(part), &root.join(part))?;
+        }
+        let index = self.db_path();
+        if index.exists() {
+            let copy = root.join("bhatti.db");
+            fs::copy(&index, &copy).map_err(|error| Error::io("copy the index to", copy, error))?;
+        }
+        Ok(())
+    }
+}
+
+fn link_tree(from: &Path, to: &Path) -> Result<()> {
+    let fail = |error| Error::io("link", to, error);
+    fs::create_dir_all(to).map_err(fail)?;
+    for entry in fs::read_dir(from).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        if entry.file_name().to_string_lossy().starts_with(layout::NEW) {
+            continue;
+        }
+        let target = to.join(entry.file_name());
+        if entry.file_type().map_err(fail)?.is_dir() {
+            link_tree(&entry.path(), &target)?;
+        } else {
+            fs::hard_link(entry.path(), &target).map_err(|error| Error::io("link", target, error))?;
+        }
+    }
+    Ok(())
+}
