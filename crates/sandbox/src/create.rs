@@ -183,6 +183,7 @@ fn manifest(
         ram_base: template.ram_base(),
         machine: template.spec.machine.clone(),
         memory: None,
+        first_boot_done: true,
     }
 }
 
@@ -227,7 +228,7 @@ async fn start(
         ))
     })
     .await?;
-    let spec = Frame::of(manifest).spec(services, qemu, &kernel, base, true);
+    let spec = Frame::of(manifest).spec(qemu, &kernel, base, true);
     let machine = Machine::launch(qemu, &spec, dir.path(), lock).await?;
     watch.lap("spawn");
     let brought_up = async {

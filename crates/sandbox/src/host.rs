@@ -101,6 +101,12 @@ impl Host {
         self.inner.services.store.socket_path()
     }
 
+    /// Where the admin key is.
+    #[must_use]
+    pub fn admin_key_path(&self) -> PathBuf {
+        self.inner.services.store.admin_key_path()
+    }
+
     /// The admin key: read from its file, written there when there is none yet.
     ///
     /// # Errors

@@ -10,7 +10,6 @@ use types::{Accel, Arch, ContentId, Mebibytes, SandboxId, SandboxName, StorageLa
 use vm::{End, Machine, MachineSpec, Qemu, RootDisk};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::services::Services;
 
 /// How long a guest that runs already may take to answer an attach.
 pub(crate) const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -57,7 +56,6 @@ impl<'a> Frame<'a> {
     /// The spec of the machine; `ram_base` as seen from its directory.
     pub(crate) fn spec(
         &self,
-        services: &Services,
         qemu: &Qemu,
         kernel: &storage::KernelRecord,
         ram_base: PathBuf,
@@ -77,10 +75,9 @@ impl<'a> Frame<'a> {
             ram_base,
             ram_base_writable: !qemu.opens_base_read_only(),
             root: Some(match self.layout {
-                StorageLayout::Overlay => RootDisk::Overlay {
-                    path: root,
-                    base: services.store.images().path_from_machine_dir(self.image),
-                },
+                StorageLayout::Overlay => {
+                    RootDisk::Overlay { path: root, base: storage::object_from_machine_dir(self.image) }
+                }
                 StorageLayout::Reflink => RootDisk::Raw { path: root },
             }),
             config: Some(self.config.clone()),

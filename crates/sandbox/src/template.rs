@@ -103,7 +103,7 @@ async fn make(services: &Services, wish: &TemplateWish, key: ContentId) -> Resul
         match ready.layout {
             StorageLayout::Overlay => image::qemu_img_create_overlay(
                 &staged.root_disk_path(),
-                &store.images().path_from_machine_dir(&ready.image.id),
+                &ready.image.path_from_machine_dir(),
                 ready.image.size,
             )?,
             StorageLayout::Reflink => {
@@ -127,7 +127,7 @@ async fn make(services: &Services, wish: &TemplateWish, key: ContentId) -> Resul
         memory: wish.memory,
         config: PathBuf::from(storage::layout::CONFIG_DRIVE),
     };
-    let spec = frame.spec(services, qemu, &wish.kernel, zero, false);
+    let spec = frame.spec(qemu, &wish.kernel, zero, false);
     let machine = Machine::launch(qemu, &spec, staged.dir(), lock).await?;
     let snapped = snap(services, &machine, staged).await;
     let killed = machine.kill().await;

@@ -162,7 +162,7 @@ impl Actor {
         })
         .await?;
         watch.lap("verify");
-        let spec = Frame::of(manifest).spec(&self.services, qemu, &kernel, base, true);
+        let spec = Frame::of(manifest).spec(qemu, &kernel, base, true);
         let machine = Machine::launch(qemu, &spec, self.dir.path(), lock).await?;
         watch.lap("spawn");
         let loaded = async {
@@ -266,7 +266,7 @@ impl Actor {
         self.commit(manifest).await?;
         watch.lap("commit");
         let qemu = self.services.qemu().await?;
-        let spec = Frame::of(&self.manifest).spec(&self.services, qemu, &kernel, base, false);
+        let spec = Frame::of(&self.manifest).spec(qemu, &kernel, base, false);
         let machine = Machine::launch(qemu, &spec, self.dir.path(), lock).await?;
         watch.lap("spawn");
         Ok(machine)

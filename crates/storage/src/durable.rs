@@ -174,7 +174,8 @@ pub(crate) fn link(object: &Path, relative: &Path, name: &Path) -> Result<()> {
     use rustix::io::Errno;
     let staged = new_name(name);
     remove_if_there(&staged)?;
-    let refusal = [Errno::PERM, Errno::OPNOTSUPP, Errno::XDEV, Errno::MLINK, Errno::NOSYS].map(Errno::raw_os_error);
+    let refusal =
+        [Errno::PERM, Errno::OPNOTSUPP, Errno::XDEV, Errno::MLINK, Errno::NOSYS].map(Errno::raw_os_error);
     match fs::hard_link(object, &staged) {
         Err(error) if error.raw_os_error().is_some_and(|number| refusal.contains(&number)) => {
             std::os::unix::fs::symlink(relative, &staged)
@@ -192,7 +193,9 @@ fn hold(file: &File, path: &Path) -> Result<()> {
     flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
         let error = Error::io("lock", path, error);
         match error.kind() {
-            ErrorKind::Busy => error.because("another process is working on it").hint_to("try again when it is done"),
+            ErrorKind::Busy => {
+                error.because("another process is working on it").hint_to("try again when it is done")
+            }
             _ => error,
         }
     })
@@ -230,7 +233,8 @@ pub(crate) fn write_at(file: &File, path: &Path, at: u64, bytes: &[u8]) -> Resul
 }
 
 pub(crate) fn set_mode(file: &File, path: &Path, mode: u32) -> Result<()> {
-    file.set_permissions(fs::Permissions::from_mode(mode)).map_err(|error| Error::io("set mode of", path, error))
+    file.set_permissions(fs::Permissions::from_mode(mode))
+        .map_err(|error| Error::io("set mode of", path, error))
 }
 
 /// fsync.

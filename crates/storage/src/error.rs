@@ -56,7 +56,9 @@ impl Error {
         let kind = match (source.raw_os_error().map(Errno::from_raw_os_error), source.kind()) {
             (Some(Errno::NOSPC | Errno::DQUOT), _) => ErrorKind::NoSpace,
             (Some(Errno::NOENT), _) => ErrorKind::NotFound,
-            (None, io::ErrorKind::AlreadyExists) | (Some(Errno::EXIST | Errno::NOTEMPTY), _) => ErrorKind::Exists,
+            (None, io::ErrorKind::AlreadyExists) | (Some(Errno::EXIST | Errno::NOTEMPTY), _) => {
+                ErrorKind::Exists
+            }
             (Some(Errno::WOULDBLOCK | Errno::TXTBSY), _) => ErrorKind::Busy,
             (Some(Errno::ACCESS | Errno::ROFS | Errno::PERM), _) => ErrorKind::Unwritable,
             _ => ErrorKind::Io,

@@ -98,7 +98,10 @@ impl Images<'_> {
             Ok(len) if len == record.size.0 => Ok(record),
             found => {
                 let error = Error::new(ErrorKind::Corrupt, "use image", object)
-                    .because(format!("the content of image {:?} is missing or of another size", name.as_str()))
+                    .because(format!(
+                        "the content of image {:?} is missing or of another size",
+                        name.as_str()
+                    ))
                     .hint_to("build or pull the image again");
                 Err(match found {
                     Ok(_) => error,

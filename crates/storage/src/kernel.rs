@@ -132,12 +132,19 @@ impl StagedKernel {
     ///
     /// # Errors
     /// `Invalid` when a file is missing or empty, or what the system says.
-    pub fn commit(self, arch: Arch, version: &str, agent_version: &str, source: &str) -> Result<KernelRecord> {
+    pub fn commit(
+        self,
+        arch: Arch,
+        version: &str,
+        agent_version: &str,
+        source: &str,
+    ) -> Result<KernelRecord> {
         let layout = self.store.layout();
         let mut files = Vec::new();
         let mut hasher = blake3::Hasher::new();
         for path in [self.vmlinuz_path(), self.initramfs_path()] {
-            let missing = || Error::new(ErrorKind::Invalid, "commit kernel", &path).because("it is missing or empty");
+            let missing =
+                || Error::new(ErrorKind::Invalid, "commit kernel", &path).because("it is missing or empty");
             let file = File::open(&path).map_err(|error| missing().from_source(error))?;
             let len = file.metadata().map_err(|error| Error::io("stat", &path, error))?.len();
             if len == 0 {

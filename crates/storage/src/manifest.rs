@@ -6,7 +6,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use types::{
-    Accel, Bytes, ContentId, ImageName, Labels, Mebibytes, Owner, SandboxId, SandboxName, StorageLayout, Timestamp,
+    Accel, Bytes, ContentId, ImageName, Labels, Mebibytes, Owner, SandboxId, SandboxName, StorageLayout,
+    Timestamp,
 };
 
 use crate::error::{Error, ErrorKind, Result};
@@ -190,7 +191,8 @@ impl Manifest {
                 .because("a memory image belongs to the cold state and to no other"));
         }
         if self.memory_mib.checked_bytes().is_none() || self.memory_mib.0 == 0 {
-            return Err(Error::new(ErrorKind::Invalid, "check manifest", path).because("the memory size is impossible"));
+            return Err(Error::new(ErrorKind::Invalid, "check manifest", path)
+                .because("the memory size is impossible"));
         }
         Ok(())
     }

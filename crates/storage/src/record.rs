@@ -41,8 +41,10 @@ struct Version {
 pub(crate) fn encode<T: Serialize>(format: Format, body: &T) -> Vec<u8> {
     let body = serde_json::to_string_pretty(body).expect("records have text keys and no failing serializer");
     let blake3 = blake3::hash(body.as_bytes()).to_hex();
-    let mut text =
-        format!("{{\"format\":\"{}\",\"version\":{},\"blake3\":\"{blake3}\",\"body\":", format.name, format.version);
+    let mut text = format!(
+        "{{\"format\":\"{}\",\"version\":{},\"blake3\":\"{blake3}\",\"body\":",
+        format.name, format.version
+    );
     text.push_str(&body);
     text.push_str("}\n");
     text.into_bytes()
@@ -80,7 +82,10 @@ fn check_version(format: Format, name: &str, version: u32, path: &Path) -> Resul
     }
     if version > format.version {
         return Err(Error::new(ErrorKind::TooNew, "read", path)
-            .because(format!("it has version {version} of {name:?}, and this bhatti reads up to {}", format.version))
+            .because(format!(
+                "it has version {version} of {name:?}, and this bhatti reads up to {}",
+                format.version
+            ))
             .hint_to("use the newer bhatti that wrote it"));
     }
     if version == 0 {

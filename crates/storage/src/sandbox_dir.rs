@@ -63,10 +63,7 @@ impl StagedSandbox {
     /// # Errors
     /// `NoSpace`, or what the system says.
     pub fn clone_root_from_image(&self, image: &ImageRecord) -> Result<CloneReport> {
-        clone_file(
-            &self.store.images().object_path(&image.id),
-            &self.root_disk_path(StorageLayout::Reflink),
-        )
+        clone_file(&self.store.images().object_path(&image.id), &self.root_disk_path(StorageLayout::Reflink))
     }
 
     /// Makes it last: files, manifest, then the name.
@@ -75,7 +72,8 @@ impl StagedSandbox {
     /// `Invalid` when the manifest is another sandbox's or a file is missing, `Exists`, `NoSpace`.
     pub fn commit(self, manifest: &Manifest) -> Result<SandboxDir> {
         let Self { store, staged, id } = self;
-        let invalid = |what: &str| Error::new(ErrorKind::Invalid, "commit sandbox", staged.path()).because(what);
+        let invalid =
+            |what: &str| Error::new(ErrorKind::Invalid, "commit sandbox", staged.path()).because(what);
         if manifest.id != id {
             return Err(invalid("the manifest is another sandbox's"));
         }
@@ -294,7 +292,8 @@ impl SandboxDir {
             return Err(self.invalid("the memory image is of another generation or over another base"));
         }
         let written = MemoryImage::open(memory.staged.path(), None)?;
-        if *written.header_blake3() != memory.header_blake3 || written.memory() != manifest.memory_mib.bytes() {
+        if *written.header_blake3() != memory.header_blake3 || written.memory() != manifest.memory_mib.bytes()
+        {
             return Err(self.invalid("the memory image is not the one that was written for it"));
         }
         let manifest = Manifest {
@@ -337,7 +336,8 @@ impl SandboxDir {
 
     fn cold_record<'a>(&self, manifest: &'a Manifest) -> Result<&'a MemoryRecord> {
         manifest.memory.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Invalid, "wake", self.id.as_str()).because("its manifest names no memory image")
+            Error::new(ErrorKind::Invalid, "wake", self.id.as_str())
+                .because("its manifest names no memory image")
         })
     }
 

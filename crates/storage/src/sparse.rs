@@ -35,9 +35,10 @@ pub(crate) fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<Seg
     Ok((start < len && start < end).then_some((start, end)))
 }
 
-/// BLAKE3 of the logical content, holes as zeros.
+/// BLAKE3 of the logical content, holes as zeros. Leaves the file at its beginning: looking for data moves its
+/// position, and it may be handed to another process that reads from there.
 pub(crate) fn content_id(file: &File, path: &Path) -> Result<ContentId> {
-    let fail = |error| Error::io("read", path, error);
+    let fail = |error: io::Error| Error::io("read", path, error);
     let len = file.metadata().map_err(fail)?.len();
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0u8; CHUNK];
@@ -59,6 +60,7 @@ pub(crate) fn content_id(file: &File, path: &Path) -> Result<ContentId> {
             at += bytes(part.len());
         }
     }
+    seek(file, SeekFrom::Start(0)).map_err(|error| fail(error.into()))?;
     Ok(ContentId::from_hash(hasher.finalize().as_bytes()))
 }
 
@@ -96,7 +98,8 @@ pub(crate) fn stretches(data: &[u8], block: usize) -> impl Iterator<Item = (usiz
 pub(crate) fn is_zero(data: &[u8]) -> bool {
     // Most pages that are not zero show it early; the rest is compared at memory speed.
     let (head, tail) = data.split_at(data.len().min(64));
-    head.iter().all(|&byte| byte == 0) && tail.chunks(64).all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
+    head.iter().all(|&byte| byte == 0)
+        && tail.chunks(64).all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 #[cfg(test)]
@@ -124,7 +127,8 @@ mod tests {
 
     #[test]
     fn stretches_are_what_is_between_zero_blocks() {
-        let found = |data: &[u8]| stretches(data, 2).map(|(at, data)| (at, data.to_vec())).collect::<Vec<_>>();
+        let found =
+            |data: &[u8]| stretches(data, 2).map(|(at, data)| (at, data.to_vec())).collect::<Vec<_>>();
         assert_eq!(found(&[0, 0, 1, 0, 0, 2, 0, 0, 3]), [(2, vec![1, 0, 0, 2]), (8, vec![3])]);
         assert_eq!(found(&[0, 0, 0]), []);
         assert_eq!(found(&[]), []);

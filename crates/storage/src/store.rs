@@ -203,7 +203,9 @@ impl Store {
     pub fn stage_sandbox(&self, id: &SandboxId) -> Result<StagedSandbox> {
         let path = self.layout.sandbox(id);
         if path.exists() {
-            return Err(Error::new(ErrorKind::Exists, "create", path).because("there is a sandbox of that id"));
+            return Err(
+                Error::new(ErrorKind::Exists, "create", path).because("there is a sandbox of that id")
+            );
         }
         let staging = self.layout.sandboxes().join(format!("{}{id}", layout::NEW));
         Ok(StagedSandbox { store: self.clone(), staged: StagedDir::create(staging)?, id: id.clone() })

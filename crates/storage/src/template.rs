@@ -99,7 +99,9 @@ impl Templates<'_> {
         let dir = self.dir(key);
         let record: TemplateRecord = match record::read(FORMAT, &dir.join(MANIFEST)) {
             Err(error) if error.kind() == ErrorKind::NotFound && !dir.exists() => return Ok(None),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Err(damaged(&dir, "its record is missing")),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(damaged(&dir, "its record is missing"));
+            }
             read => read?,
         };
         if record.key != *key {
@@ -142,7 +144,8 @@ impl Templates<'_> {
     /// `Corrupt` when it is not what was committed.
     pub fn open_devices(&self, record: &TemplateRecord) -> Result<File> {
         let path = self.dir(&record.key).join(VM_SNAP);
-        let file = File::open(&path).map_err(|error| damaged(&path, "it cannot be opened").from_source(error))?;
+        let file =
+            File::open(&path).map_err(|error| damaged(&path, "it cannot be opened").from_source(error))?;
         if sparse::content_id(&file, &path)? != record.vm_blake3 {
             return Err(damaged(&path, "its checksum does not match"));
         }
@@ -229,15 +232,18 @@ impl StagedTemplate {
     /// `Invalid` when a part is missing, `Busy` while a VMM has the disk, or what the system says.
     pub fn commit(self, spec: TemplateSpec) -> Result<TemplateRecord> {
         let dir = self.staged.path().to_owned();
-        let invalid =
-            |what: &str| Error::new(ErrorKind::Invalid, "commit template", &dir).because(what);
+        let invalid = |what: &str| Error::new(ErrorKind::Invalid, "commit template", &dir).because(what);
         let Some(ram) = self.ram.clone() else { return Err(invalid("its RAM base was not written")) };
         if spec.layout != self.layout {
             return Err(invalid("its root disk is of another layout than its record says"));
         }
-        let open = |path: &Path| File::open(path).map_err(|error| invalid("a part of it is missing").from_source(error));
+        let open = |path: &Path| {
+            File::open(path).map_err(|error| invalid("a part of it is missing").from_source(error))
+        };
         let ram_file = open(&dir.join(RAM_BASE))?;
-        if ram_file.metadata().map_err(|error| Error::io("stat", &dir, error))?.len() != spec.memory_mib.bytes().0 {
+        if ram_file.metadata().map_err(|error| Error::io("stat", &dir, error))?.len()
+            != spec.memory_mib.bytes().0
+        {
             return Err(invalid("its RAM base is of another size than its record says"));
         }
         let (root, vm) = (open(&self.root_disk_path())?, open(&self.devices_path())?);

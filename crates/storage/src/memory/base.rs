@@ -5,8 +5,8 @@ use std::path::Path;
 
 use types::{Bytes, ContentId, PAGE_SIZE, RamOffset, RamRun};
 
-use super::write::{PAGE, private_runs};
 use super::PageSource;
+use super::write::{PAGE, private_runs};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::sparse;

@@ -202,7 +202,8 @@ pub(crate) fn decode(bytes: &[u8], file_len: u64) -> Result<(Header, [u8; 32]), 
     if counted != private_pages {
         return damaged("its runs do not add up");
     }
-    let map_len = usize::try_from(private_pages.div_ceil(8)).map_err(|_| Refusal::Damaged("it is cut short"))?;
+    let map_len =
+        usize::try_from(private_pages.div_ceil(8)).map_err(|_| Refusal::Damaged("it is cut short"))?;
     let zero_map = reader.take(map_len)?.to_vec();
     let ones = zero_map.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();
     let unused = zero_map.last().map_or(0, |last| match private_pages % 8 {
@@ -216,7 +217,8 @@ pub(crate) fn decode(bytes: &[u8], file_len: u64) -> Result<(Header, [u8; 32]), 
     for _ in 0..frame_count {
         let frame = Frame { stored: reader.u32()?, pages: reader.u32()?, checksum: reader.array()? };
         let raw = u64::from(frame.pages) * PAGE_SIZE;
-        if frame.pages == 0 || frame.pages > FRAME_PAGES || frame.stored == 0 || u64::from(frame.stored) > raw {
+        if frame.pages == 0 || frame.pages > FRAME_PAGES || frame.stored == 0 || u64::from(frame.stored) > raw
+        {
             return damaged("a frame of it has an impossible size");
         }
         in_frames += u64::from(frame.pages);

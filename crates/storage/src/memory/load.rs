@@ -43,7 +43,13 @@ impl MemoryImage {
         bytes.resize(len, 0);
         file.read_exact_at(&mut bytes[FIXED..], sparse::bytes(FIXED)).map_err(fail)?;
         let (header, checksum) = format::decode(&bytes, file_len).map_err(refuse)?;
-        Ok(Self { file, path: path.to_owned(), owner, header, header_blake3: ContentId::from_hash(&checksum) })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            owner,
+            header,
+            header_blake3: ContentId::from_hash(&checksum),
+        })
     }
 
     /// Size of the guest's RAM.
@@ -112,10 +118,12 @@ impl MemoryImage {
 }
 
 fn refused(path: &Path, owner: Option<&(String, String)>, refusal: &Refusal) -> Error {
-    let whose = owner.map_or_else(|| "the memory image".to_owned(), |(name, _)| format!("the memory image of {name}"));
+    let whose = owner
+        .map_or_else(|| "the memory image".to_owned(), |(name, _)| format!("the memory image of {name}"));
     let error = match refusal {
-        Refusal::Damaged(what) => Error::new(ErrorKind::Corrupt, "read", path)
-            .because(format!("{whose} is damaged: {what}")),
+        Refusal::Damaged(what) => {
+            Error::new(ErrorKind::Corrupt, "read", path).because(format!("{whose} is damaged: {what}"))
+        }
         Refusal::TooNew(version) => Error::new(ErrorKind::TooNew, "read", path).because(format!(
             "{whose} has version {version}, and this bhatti reads up to {}",
             format::VERSION

@@ -164,7 +164,10 @@ fn a_damaged_image_says_which_file_of_which_sandbox_and_the_way_out() {
     let path = staged.staged.path();
     staged.staged.file().write_all_at(&[0xff; 4], staged.content.0 - 4).unwrap();
     let text = load(path, 64).unwrap_err().to_string();
-    assert!(text.contains("mem.snap.new") && text.contains("sandbox a") && text.contains("`the way out`"), "{text}");
+    assert!(
+        text.contains("mem.snap.new") && text.contains("sandbox a") && text.contains("`the way out`"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -217,7 +220,10 @@ fn images_of_every_version_are_still_read() {
     assert_eq!(load(&path, 64).unwrap(), sample());
     let image = MemoryImage::open(&path, None).unwrap();
     assert_eq!((image.generation(), image.base()), (7, header().base));
-    assert_eq!(image.header_blake3().as_str(), "87b235ebc40c300b67b40ffcf9251f730a27dc3c0c860146663ede3834c3f5e1");
+    assert_eq!(
+        image.header_blake3().as_str(),
+        "87b235ebc40c300b67b40ffcf9251f730a27dc3c0c860146663ede3834c3f5e1"
+    );
 }
 
 #[test]

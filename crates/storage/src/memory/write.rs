@@ -41,7 +41,8 @@ pub(crate) fn write(
     // A segment's last frame may be a short one.
     let frames_per_segment = SEGMENT_PAGES.div_ceil(FRAME_PAGES.into());
     let most_frames = sparse::bytes(segments.len()).saturating_mul(frames_per_segment);
-    let too_big = || Error::new(ErrorKind::Invalid, "write", path).because("the memory is too big for the format");
+    let too_big =
+        || Error::new(ErrorKind::Invalid, "write", path).because("the memory is too big for the format");
     let body_offset = format::body_offset(runs.len(), private_pages, most_frames).ok_or_else(too_big)?;
 
     let body = Body {
@@ -51,10 +52,17 @@ pub(crate) fn write(
         level,
         segments: &segments,
         next: AtomicUsize::new(0),
-        order: Mutex::new(Order { turn: 0, end: body_offset, zero_map: Vec::new(), frames: Vec::new(), failed: None }),
+        order: Mutex::new(Order {
+            turn: 0,
+            end: body_offset,
+            zero_map: Vec::new(),
+            frames: Vec::new(),
+            failed: None,
+        }),
         moved: Condvar::new(),
     };
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS)).min(segments.len());
+    let threads =
+        std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS)).min(segments.len());
     std::thread::scope(|scope| {
         for _ in 1..threads {
             scope.spawn(|| body.work());
@@ -88,7 +96,13 @@ pub(crate) fn write(
         stored: Bytes(sparse::bytes(bytes.len()) + header.body_len),
     };
     let content = Bytes(header.content_len());
-    Ok(StagedMemory { staged, header: wanted, header_blake3: ContentId::from_hash(&checksum), content, stats })
+    Ok(StagedMemory {
+        staged,
+        header: wanted,
+        header_blake3: ContentId::from_hash(&checksum),
+        content,
+        stats,
+    })
 }
 
 /// The source's runs, checked, those that touch made one.
