@@ -51,16 +51,16 @@ impl MachineSpec {
     pub fn argv(&self) -> Result<Vec<OsString>> {
         let mut args = Args::default();
         args.flag("-nodefaults").flag("-no-user-config").pair("-display", "none");
-        args.pair(
-            "-sandbox",
-            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-        );
+        args.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
         args.pair("-machine", self.machine());
         args.pair("-global", "migration.send-configuration=off");
-        args.pair("-accel", match self.accel {
-            Accel::Kvm => "kvm".to_owned(),
-            Accel::Tcg => format!("tcg,thread=multi,tb-size={TRANSLATION_MIB}"),
-        });
+        args.pair(
+            "-accel",
+            match self.accel {
+                Accel::Kvm => "kvm".to_owned(),
+                Accel::Tcg => format!("tcg,thread=multi,tb-size={TRANSLATION_MIB}"),
+            },
+        );
         args.pair("-cpu", &self.cpu_model);
         args.pair("-smp", format!("cpus={0},sockets=1,cores={0},threads=1,maxcpus={0}", self.cpus));
         args.pair("-m", format!("size={}M", self.memory.0));
@@ -243,7 +243,10 @@ mod tests {
             std::fs::write(&path, &text).unwrap();
         }
         let kept = std::fs::read_to_string(&path).unwrap_or_default();
-        assert_eq!(text, kept, "{name}: a changed command line strands saved states; see `# Invariants` above");
+        assert_eq!(
+            text, kept,
+            "{name}: a changed command line strands saved states; see `# Invariants` above"
+        );
     }
 
     #[test]

@@ -139,7 +139,9 @@ mod tests {
         assert_eq!(whole[1], Message::Reply { id: 1, result: Ok(json!({})) });
         assert!(matches!(&whole[3], Message::Reply { id: 2, result: Err(no) } if no.desc == "no"));
         assert!(matches!(&whole[4], Message::Complaint(_)));
-        assert!(matches!(&whole[5], Message::Event { name, data } if name == "SHUTDOWN" && data["guest"] == true));
+        assert!(
+            matches!(&whole[5], Message::Event { name, data } if name == "SHUTDOWN" && data["guest"] == true)
+        );
         for piece in 1..40 {
             assert_eq!(all(TALK, piece).unwrap(), whole);
         }

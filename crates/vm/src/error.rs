@@ -56,7 +56,11 @@ impl Error {
         self
     }
 
-    pub(crate) fn io(op: &'static str, subject: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
+    pub(crate) fn io(
+        op: &'static str,
+        subject: impl Into<String>,
+        source: impl Into<std::io::Error>,
+    ) -> Self {
         Self::new(ErrorKind::Io, op, subject).with_source(source.into())
     }
 

@@ -10,6 +10,7 @@ mod process;
 mod qemu;
 mod qmp;
 mod ram;
+mod reference;
 mod spec;
 
 pub use error::{Error, ErrorKind, Result};

@@ -76,16 +76,16 @@ pub enum End {
 /// [`Machine::adopt`] finds it again.
 #[derive(Debug)]
 pub struct Machine {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(crate) struct Inner {
     dir: PathBuf,
     sockets: ProcFdPath,
     process: Pidfd,
     gone: watch::Receiver<bool>,
-    qmp: Qmp,
+    pub(crate) qmp: Qmp,
     base: Base,
     // The VMM hands out each byte of its ring buffer once; what was taken is kept here. Held across the question, so
     // that pieces are put together in order.
@@ -230,8 +230,8 @@ impl Machine {
         // qapi/run-state.json, RunState.
         match answer.get("status").and_then(Value::as_str).unwrap_or_default() {
             "running" => Ok(Status::Running),
-            "paused" | "prelaunch" | "postmigrate" | "finish-migrate" | "save-vm" | "restore-vm" | "suspended"
-            | "debug" => Ok(Status::Paused),
+            "paused" | "prelaunch" | "postmigrate" | "finish-migrate" | "save-vm" | "restore-vm"
+            | "suspended" | "debug" => Ok(Status::Paused),
             "inmigrate" => Ok(Status::Incoming),
             "shutdown" => Ok(Status::Shutdown),
             "guest-panicked" => Ok(Status::Panicked),
@@ -248,7 +248,9 @@ impl Machine {
     pub async fn save_devices(&self, file: &str) -> Result<()> {
         // `live: false` leaves the disks open: flushed they are by the pause, and a resume needs them as they were.
         let arguments = json!({"filename": file, "live": false});
-        self.call("saving the device state", Command::with("xen-save-devices-state", arguments)).await.map(drop)
+        self.call("saving the device state", Command::with("xen-save-devices-state", arguments))
+            .await
+            .map(drop)
     }
 
     /// Loads a device state into a machine launched with `incoming`, after its RAM was written. The machine is
@@ -352,8 +354,11 @@ impl Machine {
         let weak = Arc::downgrade(&self.inner);
         async move {
             let told = async move {
-                let reason =
-                    facts.wait_for(|facts| facts.shutdown.is_some()).await.ok().and_then(|it| it.shutdown.clone());
+                let reason = facts
+                    .wait_for(|facts| facts.shutdown.is_some())
+                    .await
+                    .ok()
+                    .and_then(|it| it.shutdown.clone());
                 match reason {
                     Some(reason) => how_it_ended(&weak, &reason).await,
                     // The conversation is over.
@@ -388,7 +393,8 @@ impl Machine {
         }
         let (maps, pagemap) = (maps.map_err(look)?, pagemap.map_err(look)?);
         let areas = maps::find_ram(&maps, base.inode, &base.file_name, base.len).ok_or_else(|| {
-            let text = format!("process {pid} does not map {} bytes of {} privately", base.len, base.file_name);
+            let text =
+                format!("process {pid} does not map {} bytes of {} privately", base.len, base.file_name);
             Error::new(ErrorKind::RamNotFound, OP, text)
         })?;
         Ok(GuestRam::new(process.try_clone().map_err(look)?, pagemap, areas))
@@ -428,7 +434,7 @@ async fn how_it_ended(machine: &Weak<Inner>, reason: &str) -> End {
     }
 }
 
-fn is_over(migration: Option<&str>) -> bool {
+pub(crate) fn is_over(migration: Option<&str>) -> bool {
     matches!(migration, Some("completed" | "failed" | "cancelled"))
 }
 
@@ -440,7 +446,12 @@ fn open_directory(op: &'static str, dir: &Path) -> Result<ProcFdPath> {
 async fn converse(op: &'static str, sockets: &ProcFdPath) -> Result<(Qmp, u32)> {
     let io = |error| Error::io(op, QMP_SOCKET, error);
     let socket = match UnixStream::connect(sockets.path_of(QMP_SOCKET)).await {
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+            ) =>
+        {
             return Err(Error::new(ErrorKind::Died, op, "nobody listens").with_source(error));
         }
         other => other.map_err(io)?,

@@ -41,7 +41,12 @@ pub(crate) fn start(qemu: &Qemu, spec: &MachineSpec, dir: &Path, lock: File) -> 
         .and_then(|fd| inotify::add_watch(&fd, dir, inotify::WatchFlags::CREATE).map(|_| fd))
         .map_err(|error| Error::io(OP, here(), error))?;
     let mut command = Command::new(&qemu.path);
-    command.args(argv).current_dir(dir).stdin(Stdio::from(lock)).stdout(Stdio::null()).stderr(Stdio::from(log));
+    command
+        .args(argv)
+        .current_dir(dir)
+        .stdin(Stdio::from(lock))
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(log));
     command.process_group(0);
     allow_trace_by_same_user(&mut command);
     let child = command.spawn().map_err(|error| {

@@ -27,7 +27,11 @@ impl Version {
             let digits = part.bytes().take_while(u8::is_ascii_digit).count();
             part.get(..digits).and_then(|digits| digits.parse::<u32>().ok())
         });
-        Some(Self { major: parts.next()??, minor: parts.next()??, micro: parts.next().flatten().unwrap_or(0) })
+        Some(Self {
+            major: parts.next()??,
+            minor: parts.next()??,
+            micro: parts.next().flatten().unwrap_or(0),
+        })
     }
 }
 
@@ -65,19 +69,29 @@ impl Qemu {
             Arch::Amd64 => ("qemu-system-x86_64", "qemu-system-x86"),
             Arch::Arm64 => ("qemu-system-aarch64", "qemu-system-arm"),
         };
-        let path = given.map_or_else(|| PathBuf::from(name), Path::to_path_buf);
-        let shown = path.display().to_string();
-        let output = Command::new(&path).arg("--version").stdin(Stdio::null()).output().map_err(|error| {
-            match error.kind() {
-                std::io::ErrorKind::NotFound if given.is_none() => Error::new(
-                    ErrorKind::Missing,
-                    OP,
-                    format!("{name} is not installed; apt-get install {package}"),
-                ),
-                std::io::ErrorKind::NotFound => Error::new(ErrorKind::Missing, OP, format!("there is no {shown}")),
-                _ => Error::new(ErrorKind::Spawn, OP, format!("{shown} does not run")).with_source(error),
+        // It is started in another directory later, so a relative path with a slash would not be found again.
+        let path = match given {
+            Some(given) if given.components().count() > 1 => {
+                std::path::absolute(given).unwrap_or_else(|_| given.to_path_buf())
             }
-        })?;
+            Some(given) => given.to_path_buf(),
+            None => PathBuf::from(name),
+        };
+        let shown = path.display().to_string();
+        let output =
+            Command::new(&path).arg("--version").stdin(Stdio::null()).output().map_err(
+                |error| match error.kind() {
+                    std::io::ErrorKind::NotFound if given.is_none() => Error::new(
+                        ErrorKind::Missing,
+                        OP,
+                        format!("{name} is not installed; apt-get install {package}"),
+                    ),
+                    std::io::ErrorKind::NotFound => {
+                        Error::new(ErrorKind::Missing, OP, format!("there is no {shown}"))
+                    }
+                    _ => Error::new(ErrorKind::Spawn, OP, format!("{shown} does not run")).with_source(error),
+                },
+            )?;
         let text = String::from_utf8_lossy(&output.stdout);
         let version = text
             .split_once("version ")
@@ -132,5 +146,56 @@ impl Qemu {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn script(dir: &Path, says: &str) -> PathBuf {
+        let path = dir.join("qemu");
+        std::fs::write(&path, format!("#!/bin/sh\n{says}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn versions_are_read_and_ordered() {
+        let version = |text| Version::parse(text).unwrap();
+        assert!(version("7.2.22 (Debian 1:7.2)") < version("10.0.2"));
+        assert_eq!(version("9.1-rc2").to_string(), "9.1.0");
+        assert_eq!(version("8.2.50").micro, 50);
+        for bad in ["", "x", "7", "7.", ".2", "99999999999.1"] {
+            assert_eq!(Version::parse(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_program_is_judged_by_what_it_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let ask = |says: &str| Qemu::discover(Some(&script(dir.path(), says)), Arch::Amd64);
+        let found = ask("echo QEMU emulator version 8.2.0 (x)").unwrap();
+        assert!(found.opens_base_read_only());
+        assert!(!ask("echo QEMU emulator version 7.2.22").unwrap().opens_base_read_only());
+        assert_eq!(ask("echo QEMU emulator version 7.1.0").unwrap_err().kind(), ErrorKind::TooOld);
+        assert_eq!(ask("echo hello").unwrap_err().kind(), ErrorKind::Spawn);
+        assert_eq!(ask("echo version 8.2.0; exit 1").unwrap_err().kind(), ErrorKind::Spawn);
+        let missing = Qemu::discover(Some(Path::new("/no/such")), Arch::Amd64).unwrap_err();
+        assert_eq!(missing.kind(), ErrorKind::Missing);
+    }
+
+    #[test]
+    fn a_state_of_a_newer_release_is_refused_by_name() {
+        let qemu = |text| Qemu { path: "q".into(), version: Version::parse(text).unwrap() };
+        let saved_by = |text| Version::parse(text).unwrap();
+        assert!(qemu("10.0.2").check_loads(saved_by("7.2.22")).is_ok());
+        assert!(qemu("10.0.2").check_loads(saved_by("10.0.13")).is_ok());
+        let error = qemu("7.2.22").check_loads(saved_by("10.0.2")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::SnapshotTooNew);
+        assert!(
+            error.to_string().contains("saved by QEMU 10.0.2 and this is 7.2.22; install QEMU 10.0 or newer")
+        );
     }
 }

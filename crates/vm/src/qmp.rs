@@ -124,7 +124,9 @@ impl Qmp {
                 for (id, ..) in &waiting {
                     pending.remove(id);
                 }
-                return Err(Error::new(ErrorKind::Closed, op, "the VMM does not listen any more").with_source(error));
+                return Err(
+                    Error::new(ErrorKind::Closed, op, "the VMM does not listen any more").with_source(error)
+                );
             }
             let mut answers = Vec::with_capacity(waiting.len());
             for (_, name, receiver) in waiting {
@@ -210,7 +212,11 @@ fn take(shared: &Shared, message: Message) {
             }
         }
         Message::Complaint(refusal) => {
-            tracing::warn!(class = refusal.class, desc = refusal.desc, "the VMM did not understand a command");
+            tracing::warn!(
+                class = refusal.class,
+                desc = refusal.desc,
+                "the VMM did not understand a command"
+            );
         }
         Message::Event { name, data } => {
             let word = |key: &str| data.get(key).and_then(Value::as_str).map(str::to_owned);
@@ -268,7 +274,9 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_keeps_the_vmms_words() {
         let (qmp, mut vmm) = pair();
-        vmm.write_all(b"{\"id\":1,\"error\":{\"class\":\"GenericError\",\"desc\":\"not now\"}}\n").await.unwrap();
+        vmm.write_all(b"{\"id\":1,\"error\":{\"class\":\"GenericError\",\"desc\":\"not now\"}}\n")
+            .await
+            .unwrap();
         // The answer is there before the question: sent first, the reader must not have run.
         let error = qmp.call("asking", Command::plain("a")).await.unwrap_err();
         assert_eq!((error.kind(), error.detail()), (ErrorKind::Refused, "a: not now"));

@@ -82,7 +82,8 @@ impl GuestRam {
     /// As [`GuestRam::read`].
     pub fn read_runs(&self, runs: &[RamRun], buf: &mut [u8]) -> io::Result<()> {
         let ranges = self.ranges(runs)?;
-        host_vmread::read_memory(self.inner.process.pid(), &ranges, buf).map_err(|error| self.explain(error))?;
+        host_vmread::read_memory(self.inner.process.pid(), &ranges, buf)
+            .map_err(|error| self.explain(error))?;
         // Checked after reading: a number that was given to another process meanwhile cannot go unnoticed.
         self.require_alive()
     }
@@ -103,14 +104,16 @@ impl GuestRam {
         let ranges = self.ranges(runs)?;
         // Checked before writing: nobody else's memory is written to.
         self.require_alive()?;
-        host_vmread::write_memory(self.inner.process.pid(), &ranges, data).map_err(|error| self.explain(error))
+        host_vmread::write_memory(self.inner.process.pid(), &ranges, data)
+            .map_err(|error| self.explain(error))
     }
 
     fn ranges(&self, runs: &[RamRun]) -> io::Result<Vec<AddressRange>> {
         let mut ranges = Vec::with_capacity(runs.len());
         for run in runs {
             locate(&self.inner.areas, run.start.0, run.len.0, &mut ranges).ok_or_else(|| {
-                let text = format!("{} bytes at {:#x} are not all in the guest's RAM", run.len.0, run.start.0);
+                let text =
+                    format!("{} bytes at {:#x} are not all in the guest's RAM", run.len.0, run.start.0);
                 io::Error::new(io::ErrorKind::InvalidInput, text)
             })?;
         }
@@ -122,7 +125,10 @@ impl GuestRam {
     }
 
     fn gone(&self) -> io::Error {
-        io::Error::new(io::ErrorKind::NotFound, format!("the VMM (process {}) is gone", self.inner.process.pid()))
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("the VMM (process {}) is gone", self.inner.process.pid()),
+        )
     }
 
     fn explain(&self, error: io::Error) -> io::Error {

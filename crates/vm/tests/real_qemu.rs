@@ -1,13 +1,18 @@
 //! Machines under a real QEMU, with a real guest: the nextest profile `vm` runs these (`binary(real_qemu)`).
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 extern crate bhatti_vm as vm;
 
 mod guest;
 
 use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::time::{Duration, Instant};
 
-use guest::{Home, MIDDLE, blocks_of, console_with, copy_out, count_above, put_to_sleep, qemu, wake};
+use guest::{
+    Home, MIDDLE, blocks_of, console_with, copy_out, count_above, put_to_sleep, qemu, wake, wake_from,
+};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use types::{Bytes, RamOffset};
 use vm::{End, ErrorKind, Machine, Status};
@@ -111,7 +116,11 @@ async fn the_channel_answers_before_and_after_sleep() {
         write.write_all(format!("{word}\n").as_bytes()).await.unwrap();
         let mut lines = BufReader::new(read).lines();
         loop {
-            let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await.unwrap().unwrap().unwrap();
+            let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line())
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap();
             if line == format!("echo {word}") {
                 return;
             }
@@ -244,4 +253,95 @@ async fn a_vmm_that_is_killed_from_outside_ends_every_wait() {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     assert_eq!(tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap(), End::Gone);
     assert_eq!(machine.status().await.unwrap_err().kind(), ErrorKind::Died);
+}
+
+#[tokio::test]
+async fn clones_of_one_base_own_only_what_they_changed() {
+    let first = Home::new();
+    let qemu = qemu();
+    let machine = first.launch(&qemu, false).await.unwrap();
+    let (count, nonce, _) = count_above(&machine, 3).await;
+    let saved = put_to_sleep(machine).await;
+    // The base of all: what the first machine had in memory, at its place.
+    let base = File::create(first.dir.join("../ram.base")).unwrap();
+    base.set_len(guest::MEMORY.bytes().0).unwrap();
+    let mut pages = saved.pages.as_slice();
+    for run in &saved.runs {
+        let (here, rest) = pages.split_at(usize::try_from(run.len.0).unwrap());
+        base.write_all_at(here, run.start.0).unwrap();
+        pages = rest;
+    }
+    let before = content_of(&first);
+    let empty = guest::Saved { runs: Vec::new(), pages: Vec::new() };
+    let mut clones = Vec::new();
+    for _ in 0..2 {
+        let home = Home::new();
+        fs::copy(first.dir.join("vm.snap"), home.dir.join("vm.snap")).unwrap();
+        let mut spec = home.spec(&qemu, true);
+        spec.ram_base = first.dir.join("../ram.base");
+        let machine = wake_from(&home, &qemu, &spec, &empty).await;
+        assert!(machine.ram().unwrap().private_runs().unwrap().is_empty());
+        machine.resume().await.unwrap();
+        clones.push((home, spec, machine));
+    }
+    for (home, spec, machine) in clones {
+        let (count, same, _) = count_above(&machine, count).await;
+        assert_eq!(same, nonce);
+        let delta = put_to_sleep(machine).await;
+        assert!(delta.pages.len() < 16 << 20, "{} bytes", delta.pages.len());
+        let machine = wake_from(&home, &qemu, &spec, &delta).await;
+        machine.resume().await.unwrap();
+        let (_, same, _) = count_above(&machine, count).await;
+        assert_eq!(same, nonce);
+        machine.kill().await.unwrap();
+    }
+    assert!(before == content_of(&first), "the base was written to");
+}
+
+fn content_of(home: &Home) -> Vec<u8> {
+    fs::read(home.dir.join("../ram.base")).unwrap()
+}
+
+#[tokio::test]
+async fn a_script_that_stays_is_as_good_as_the_program() {
+    let home = Home::new();
+    let real = qemu();
+    let script = home.dir.join("../wrapper");
+    fs::write(&script, format!("#!/bin/sh\n{} \"$@\"\nexit 0\n", which(&real.path).display())).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let qemu = vm::Qemu::discover(Some(&script), types::Arch::host()).unwrap();
+    assert_eq!(qemu.version, real.version);
+    let machine = home.launch(&qemu, true).await.unwrap();
+    assert!(machine.ram().unwrap().private_runs().unwrap().is_empty());
+    machine.kill().await.unwrap();
+    assert!(home.lock().is_ok(), "the script is gone too");
+
+    let spec = vm::MachineSpec { cpu_model: "no-such-processor".to_owned(), ..home.spec(&qemu, true) };
+    let error = Machine::launch(&qemu, &spec, &home.dir, home.lock().unwrap()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Died, "{error}");
+    assert!(home.lock().is_ok());
+}
+
+fn which(program: &std::path::Path) -> std::path::PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file()).unwrap()
+}
+
+#[tokio::test]
+async fn the_vmm_is_fenced_in() {
+    let home = Home::new();
+    let leak = File::open("/etc/hostname").unwrap();
+    let machine = home.launch(&qemu(), true).await.unwrap();
+    let pid = machine.pid();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("Seccomp:\t2"), "{status}");
+    let group =
+        rustix::process::getpgid(rustix::process::Pid::from_raw(i32::try_from(pid).unwrap())).unwrap();
+    assert_ne!(group, rustix::process::getpgid(None).unwrap());
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let target = fs::read_link(entry.unwrap().path()).unwrap();
+        assert_ne!(target, std::path::Path::new("/etc/hostname"), "a descriptor of this process leaked");
+    }
+    drop(leak);
+    machine.kill().await.unwrap();
 }

@@ -1,5 +1,7 @@
 //! Device states between two versions of QEMU: the nextest profile `vm` runs these (`binary(real_qemu_versions)`).
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 extern crate bhatti_vm as vm;
 
 mod guest;

@@ -3,6 +3,8 @@
 //! The guest's init (`init` beside this file, packed by `build.sh`) counts on the console and echoes lines that come
 //! through the agent's port.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -167,8 +169,13 @@ pub async fn put_to_sleep(machine: Machine) -> Saved {
 
 /// Launches and loads; the guest is paused.
 pub async fn wake(home: &Home, qemu: &Qemu, saved: &Saved) -> Machine {
+    wake_from(home, qemu, &home.spec(qemu, true), saved).await
+}
+
+/// The same with a spec of one's own.
+pub async fn wake_from(home: &Home, qemu: &Qemu, spec: &MachineSpec, saved: &Saved) -> Machine {
     let t0 = Instant::now();
-    let machine = home.launch(qemu, true).await.unwrap();
+    let machine = Machine::launch(qemu, spec, &home.dir, home.lock().unwrap()).await.unwrap();
     let ready = t0.elapsed();
     machine.ram().unwrap().write_runs(&saved.runs, &saved.pages).unwrap();
     let written = t0.elapsed();
