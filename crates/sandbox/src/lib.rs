@@ -42,6 +42,7 @@ pub use host::Host;
 pub use lease::Leased;
 pub use services::HostConfig;
 pub use setup::{SetupConfig, SetupReport, SetupStep, setup};
+pub use image::{Cancel, Progress};
 pub use storage::ImageRecord;
 pub use view::{EventView, HostInfo, Report, SandboxView, Status, Timings, Transition};
 pub use wire;
