@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use types::{Arch, Bytes, ContentId};
 
 use crate::apt::check_keyring;
+use crate::programs::find;
 use crate::recipe::{MINIMAL, Recipe};
 use crate::run::Tool;
 use crate::{Build, Error, Result};
@@ -35,13 +36,14 @@ chroot "$1" passwd --lock root > /dev/null
 "#;
 
 /// Run by `sh` with the archive, a directory to unpack it into and the image, followed by mke2fs' arguments.
-/// Prints the number of installed packages.
+/// Prints the number of installed packages. Device nodes are left out: nobody but root can make them, and the guest
+/// mounts a devtmpfs there anyway.
 const ASSEMBLE: &str = r#"set -eu
 tar=$1 tree=$2 image=$3; shift 3
 trap 'rm -rf "$tree"' EXIT
 trap 'exit 1' HUP INT TERM
 mkdir "$tree"
-tar -C "$tree" -xp --numeric-owner --xattrs '--xattrs-include=*' -f "$tar"
+tar -C "$tree" -xp --numeric-owner --xattrs '--xattrs-include=*' --exclude './dev/*' -f "$tar"
 rm -f "$tar" "$tree/etc/resolv.conf" "$tree/var/lib/dbus/machine-id"
 : > "$tree/etc/machine-id"
 : > "$tree/etc/resolv.conf"
@@ -80,9 +82,8 @@ pub fn minimal_recipe_id(arch: Arch) -> ContentId {
 /// [`ErrorKind::Tool`](crate::ErrorKind::Tool) with mmdebstrap's last words.
 pub fn build_minimal(build: &Build<'_>, arch: Arch, out: &Path) -> Result<MinimalImage> {
     let recipe = Recipe::minimal();
-    check_keyring(OP)?;
-    let namespace =
-        if rustix::process::geteuid().is_root() { Namespace::Root } else { Namespace::unprivileged()? };
+    let namespace = if rustix::process::geteuid().is_root() { Namespace::Root } else { Namespace::User };
+    check_host(namespace)?;
     let io = |error| Error::io(OP, build.work_dir, error);
     fs::create_dir_all(build.work_dir).map_err(io)?;
     let scratch = tempfile::Builder::new().prefix("minimal-").tempdir_in(build.work_dir).map_err(io)?;
@@ -117,14 +118,15 @@ enum Namespace {
     User,
 }
 
-impl Namespace {
-    fn unprivileged() -> Result<Self> {
-        Tool::new(OP, "newuidmap", "uidmap").run().or_else(|error| match error.kind() {
-            // It prints its usage and fails: it is there.
-            crate::ErrorKind::Tool => Ok(()),
-            _ => Err(error),
-        })?;
-        Ok(Self::User)
+/// Everything is looked for before the first minute is spent.
+fn check_host(namespace: Namespace) -> Result<()> {
+    check_keyring(OP)?;
+    let always =
+        [("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs"), ("tar", "tar"), ("unshare", "util-linux")];
+    let without_root = [("newuidmap", "uidmap")].into_iter().filter(|_| namespace == Namespace::User);
+    match always.into_iter().chain(without_root).find(|(program, _)| find(program).is_none()) {
+        Some((program, package)) => Err(Error::missing(OP, program, package)),
+        None => Ok(()),
     }
 }
 
@@ -158,12 +160,22 @@ fn bootstrap(
         }
     };
     let include = recipe.packages.join(",");
-    let mut tool = Tool::new(OP, "mmdebstrap", "mmdebstrap")
+    let mut tool = match namespace {
+        // mmdebstrap mounts in the tree. In namespaces of its own, ended with its first process, nothing of that can
+        // outlive it, however it ends.
+        Namespace::Root => Tool::new(OP, "unshare", "util-linux").args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--",
+            "mmdebstrap",
+            "--mode=root",
+        ]),
+        Namespace::User => Tool::new(OP, "mmdebstrap", "mmdebstrap").arg("--mode=unshare"),
+    };
+    tool = tool
         .args(["--variant=apt", "--format=tar"])
-        .arg(match namespace {
-            Namespace::Root => "--mode=root",
-            Namespace::User => "--mode=unshare",
-        })
         .arg(format!("--architectures={arch}"))
         .arg(format!("--include={include}"))
         .args(["--aptopt=Acquire::Languages \"none\"", "--aptopt=APT::Install-Recommends \"false\""])

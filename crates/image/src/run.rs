@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use crate::programs::find;
 use crate::{Cancel, Error, Result};
 
 /// How soon a wish to stop is seen.
@@ -91,7 +92,10 @@ impl<'a> Tool<'a> {
             return Err(Error::cancelled(self.op));
         }
         let child = self.command.spawn().map_err(|error| match error.kind() {
-            IoKind::NotFound => Error::missing(self.op, self.program, self.package),
+            // A directory in PATH that may not be looked into says so, and hides that the program is nowhere.
+            IoKind::NotFound | IoKind::PermissionDenied if find(self.program).is_none() => {
+                Error::missing(self.op, self.program, self.package)
+            }
             _ => Error::io(self.op, Path::new(self.program), error),
         })?;
         let mut running = Running { child, ended: false };
