@@ -20,7 +20,7 @@ use crate::router::App;
 use crate::tell;
 
 /// How many kept events are read at a time.
-const PAGE: usize = 500;
+const PAGE: u32 = 500;
 
 /// Streams events: kept ones after `since`, then new ones as they happen.
 ///

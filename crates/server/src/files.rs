@@ -42,6 +42,7 @@ fn guest_path(query: &mut Params) -> Result<String, Refusal> {
         ("path" = String, Query, description = "Absolute path in the guest"),
         ("ls" = Option<bool>, Query, description = "List the directory"),
         ("stat" = Option<bool>, Query, description = "Tell of the file instead of reading it"),
+        ("follow" = Option<bool>, Query, description = "With `stat`: tell of what a symbolic link points to"),
         ("offset" = Option<u64>, Query, description = "Bytes to skip"),
         ("limit" = Option<u64>, Query, description = "Bytes to read at most"),
         ("line_offset" = Option<u64>, Query, description = "Lines to skip"),
@@ -66,6 +67,7 @@ pub(crate) async fn read(
     let path = guest_path(&mut query)?;
     let list = query.switch("ls")?.unwrap_or(false);
     let stat = query.switch("stat")?.unwrap_or(false);
+    let follow = query.switch("follow")?.unwrap_or(false);
     let request = read_request(path, &mut query)?;
     query.done()?;
     if list {
@@ -73,7 +75,7 @@ pub(crate) async fn read(
         return Ok(JsonReply(entries.iter().map(tell::file_entry).collect::<Vec<_>>()).into_response());
     }
     if stat {
-        let stat = app.host.file_stat(&owner, &id, &request.path).await?;
+        let stat = app.host.file_stat(&owner, &id, wire::StatRequest { path: request.path, follow }).await?;
         return Ok(JsonReply(tell::file_stat(&stat)).into_response());
     }
     let (offset, limit, max) = (request.offset, request.limit, request.max_bytes);
@@ -146,7 +148,7 @@ pub(crate) async fn head(
 ) -> Result<Response, Refusal> {
     let path = guest_path(&mut query)?;
     query.done()?;
-    let stat = app.host.file_stat(&owner, &id, &path).await?;
+    let stat = app.host.file_stat(&owner, &id, wire::StatRequest { path, follow: true }).await?;
     Ok(stat_headers(&stat).into_response())
 }
 

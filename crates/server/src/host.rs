@@ -23,16 +23,18 @@ pub(crate) async fn health() -> Json<api::Health> {
 }
 
 /// What runs here.
-#[utoipa::path(get, path = "/version", tag = "host", responses((status = 200, body = api::Version)))]
-pub(crate) async fn version(State(app): State<App>, _caller: Caller) -> Json<api::Version> {
-    let info = app.host.info();
-    Json(api::Version {
+#[utoipa::path(get, path = "/version", tag = "host", responses(
+    (status = 200, body = api::Version), (status = 503, description = "No VMM is installed", body = api::ErrorBody),
+))]
+pub(crate) async fn version(State(app): State<App>, _caller: Caller) -> Result<Json<api::Version>, Refusal> {
+    let info = app.host.info().await?;
+    Ok(Json(api::Version {
         version: VERSION.to_owned(),
         vmm: info.vmm,
         accel: info.accel.to_string(),
         security_boundary: info.accel == Accel::Kvm,
         data_dir: info.data_dir.display().to_string(),
-    })
+    }))
 }
 
 /// This interface as OpenAPI 3.1.
@@ -48,7 +50,7 @@ pub(crate) async fn images(
     query: Params,
 ) -> Result<Json<Vec<api::ImageObject>>, Refusal> {
     query.done()?;
-    Ok(Json(app.host.images()?.into_iter().map(tell::image).collect()))
+    Ok(Json(app.host.images().await?.into_iter().map(tell::image).collect()))
 }
 
 /// Every path that is not there.

@@ -66,9 +66,7 @@ async fn create_as(
     name: SandboxName,
     owner: Owner,
 ) -> Result<sandbox::Report, Refusal> {
-    let spec = ask::create(request, name, owner)?;
-    spec.validate(&app.host.limits())?;
-    Ok(app.host.create(spec).await?)
+    Ok(app.host.create(ask::create(request, name, owner)?).await?)
 }
 
 /// Somebody else may take the made-up name first; their sandbox must not be handed out as a new one.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use sandbox::{ErrorKind, ExecEvent, ExecStream, Leased, StdinSender};
+use sandbox::{ErrorKind, ExecEvent, ExecStream, Leased, StdinSender, wire};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::refusal::Refusal;
@@ -40,25 +40,30 @@ impl Command {
 
     /// Sends `bytes` as the whole standard input, beside everything else: a command may write before it reads.
     pub(crate) fn feed(&mut self, bytes: Vec<u8>) {
-        let stdin = self.stream.stdin();
+        let Some(stdin) = self.stream.stdin() else { return };
         self._stdin = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             // A command that does not read to the end is no failure.
             if stdin.send(Bytes::from(bytes)).await.is_ok() {
-                let _closed = stdin.eof().await;
+                let _closed = stdin.eof();
             }
         })));
     }
 
-    pub(crate) fn stdin(&self) -> StdinSender {
+    /// The way to its input; `None` when the request had none.
+    pub(crate) fn stdin(&self) -> Option<StdinSender> {
         self.stream.stdin()
     }
 
     pub(crate) fn control(&self, control: api::ShellControl) {
-        match control {
+        let done = match control {
             api::ShellControl::Resize { rows, cols } => self.stream.resize(rows, cols),
             api::ShellControl::Signal { signal } => self.stream.signal(signal),
             // Input and its end go through the sender, in the order in which they came.
-            api::ShellControl::Eof => {}
+            api::ShellControl::Eof => Ok(()),
+        };
+        // A channel that broke is told by the next event.
+        if let Err(error) = done {
+            tracing::debug!(%error, "a control message found no guest");
         }
     }
 
@@ -69,7 +74,7 @@ impl Command {
     /// What happens next. After an ending it must not be called again.
     pub(crate) async fn next(&mut self) -> Happening {
         match self.stream.next().await {
-            Some(ExecEvent::Started { pid, session }) => Happening::Started { pid, session },
+            Some(ExecEvent::Started(wire::Started { pid, session })) => Happening::Started { pid, session },
             Some(ExecEvent::Stdout(bytes)) => Happening::Stdout(bytes),
             Some(ExecEvent::Stderr(bytes)) => Happening::Stderr(bytes),
             Some(ExecEvent::Exit(exit)) => Happening::Ended(Ending::Exit {

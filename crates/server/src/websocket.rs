@@ -127,21 +127,26 @@ async fn close(
 /// Takes messages until the client closes or vanishes; then drops `control`, which tells the bridge.
 async fn read(
     mut incoming: SplitStream<WebSocket>,
-    stdin: StdinSender,
+    stdin: Option<StdinSender>,
     control: mpsc::Sender<api::ShellControl>,
 ) {
-    let mut open = true;
+    let mut open = stdin;
     while let Some(Ok(message)) = incoming.next().await {
         match message {
             // A command that has ended or closed its input is no reason to stop reading.
-            Message::Binary(bytes) if open => open = stdin.send(bytes).await.is_ok(),
-            Message::Binary(_) | Message::Ping(_) | Message::Pong(_) => {}
+            Message::Binary(bytes) => {
+                if let Some(stdin) = &open
+                    && stdin.send(bytes).await.is_err()
+                {
+                    open = None;
+                }
+            }
+            Message::Ping(_) | Message::Pong(_) => {}
             Message::Text(text) => match serde_json::from_str(&text) {
                 Ok(api::ShellControl::Eof) => {
-                    if open {
-                        let _closed = stdin.eof().await;
+                    if let Some(stdin) = open.take() {
+                        let _ended = stdin.eof();
                     }
-                    open = false;
                 }
                 Ok(asked) => {
                     let _ended = control.send(asked).await;

@@ -1,0 +1,531 @@
+//! What can be typed: every verb and flag, and nothing of what they do.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use types::{ImageName, SandboxName};
+
+/// Many Linux microVMs on one host: created in a blink, asleep for the price of what they changed.
+#[derive(Debug, Parser)]
+#[command(name = "bhatti", version, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Flags of every verb, before or after it.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Print one JSON document on stdout and nothing else
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Where the daemon is: http://HOST:PORT or unix:/PATH [default: the data directory's socket, then http://127.0.0.1:8080]
+    #[arg(long, global = true, env = "BHATTI_URL", value_name = "URL")]
+    pub url: Option<String>,
+    /// Key for a daemon over TCP [default: the data directory's admin.key, for a daemon on this host]
+    #[arg(long, global = true, env = "BHATTI_TOKEN", value_name = "KEY", hide_env_values = true)]
+    pub token: Option<String>,
+    /// Where everything is kept [default: /var/lib/bhatti for root, $XDG_DATA_HOME/bhatti otherwise]
+    #[arg(long, global = true, env = "BHATTI_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make this host ready: guest kernel, image, accelerator. Safe to run again
+    Setup(Setup),
+    /// Tell what this host can do, what is missing, and how to mend it
+    Doctor(Doctor),
+    /// Run the daemon
+    Serve(Serve),
+    /// Create a sandbox, or return the one that has this name already
+    Create(Create),
+    /// List sandboxes
+    #[command(visible_alias = "ls")]
+    List(List),
+    /// Tell everything about a sandbox
+    Inspect(Which),
+    /// Change a sandbox's name, labels or keep-hot
+    Edit(Edit),
+    /// Destroy sandboxes with everything they own
+    #[command(visible_alias = "rm")]
+    Destroy(Destroy),
+    /// Run a command in a sandbox, waking it if need be
+    Exec(Exec),
+    /// Open a shell that survives disconnects; Ctrl+\ detaches
+    Shell(Shell),
+    /// List the sessions of a sandbox: its init command, shells, detached commands
+    Ps(Which),
+    /// Put sandboxes to sleep: memory to disk, machine gone
+    Stop(Stop),
+    /// Wake sandboxes
+    Start(Start),
+    /// Read, write and list files of a sandbox
+    #[command(subcommand)]
+    File(File),
+    /// Base images
+    #[command(subcommand)]
+    Image(Image),
+    /// Tell what happened, and what happens
+    Events(Events),
+    /// Print a completion script for a shell
+    Completion(Completion),
+    /// Tell the versions of this program and of the daemon
+    Version,
+    /// Print this program's reference
+    #[command(hide = true)]
+    Docs(Docs),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Storage {
+    /// What suits the filesystem that is there
+    Auto,
+    /// A plain directory
+    Here,
+    /// A btrfs in a file
+    BtrfsLoop,
+}
+
+#[derive(Debug, Args)]
+pub struct Setup {
+    /// How data is to be kept; `auto` and `here` use the plain data directory
+    #[arg(long, value_enum, default_value_t = Storage::Auto)]
+    pub storage: Storage,
+    /// Size of the btrfs of `--storage btrfs-loop`
+    #[arg(long, default_value = "20G", value_name = "SIZE")]
+    pub size: String,
+    /// Guest kernel to use instead of the distribution's
+    #[arg(long, value_name = "PATH", requires = "modules")]
+    pub kernel: Option<PathBuf>,
+    /// Directory lib/modules/VERSION that belongs to --kernel
+    #[arg(long, value_name = "PATH", requires = "kernel")]
+    pub modules: Option<PathBuf>,
+    /// VMM to use [default: qemu-system-x86_64 or qemu-system-aarch64 in PATH]
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Option<PathBuf>,
+    /// Make everything anew
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// VMM to look at [default: qemu-system-x86_64 or qemu-system-aarch64 in PATH]
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Layout {
+    /// What suits the filesystem
+    Auto,
+    /// Overlays on the one base image, which share its page cache
+    Overlay,
+    /// Raw clones of the base image: FICLONE, else sparse copies
+    Reflink,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Accelerator {
+    /// KVM where a guest was seen to boot under it, else TCG
+    Auto,
+    /// Hardware virtualisation
+    Kvm,
+    /// Software emulation; no security boundary
+    Tcg,
+}
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Address for TCP, or `none` for the unix socket only
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR:PORT")]
+    pub listen: Listen,
+    /// Seconds after which an idle sandbox is paused (accepted now; acted on in a later release)
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub warm_after: u32,
+    /// Seconds after which an idle sandbox is put to sleep (accepted now; acted on in a later release)
+    #[arg(long, default_value_t = 1800, value_name = "SECONDS")]
+    pub cold_after: u32,
+    /// Machines kept ready for the next create (accepted now; acted on in a later release)
+    #[arg(long, default_value_t = 0, value_name = "SANDBOXES", value_parser = clap::value_parser!(u32).range(0..=1024))]
+    pub standby: u32,
+    /// How new sandboxes keep their root disks
+    #[arg(long, value_enum, default_value_t = Layout::Auto)]
+    pub storage_layout: Layout,
+    /// What executes guests
+    #[arg(long, value_enum, default_value_t = Accelerator::Auto)]
+    pub accel: Accelerator,
+    /// Seconds that a guest may take to boot
+    #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub boot_timeout: u64,
+    /// VMM to use [default: qemu-system-x86_64 or qemu-system-aarch64 in PATH]
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Option<PathBuf>,
+    /// Put all sandboxes to sleep when the daemon ends; they are left running otherwise
+    #[arg(long)]
+    pub stop_all: bool,
+}
+
+/// Where the daemon listens on TCP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// Nowhere: the unix socket only.
+    None,
+    /// Here.
+    At(std::net::SocketAddr),
+}
+
+impl FromStr for Listen {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self::None);
+        }
+        let text = text.strip_prefix("localhost:").map_or_else(|| text.to_owned(), |p| format!("127.0.0.1:{p}"));
+        text.parse().map(Self::At).map_err(|_| "use ADDRESS:PORT, such as 127.0.0.1:8080, or `none`".to_owned())
+    }
+}
+
+/// `KEY=VALUE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair(pub String, pub String);
+
+impl FromStr for Pair {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok(Self(key.to_owned(), value.to_owned())),
+            _ => Err("use KEY=VALUE".to_owned()),
+        }
+    }
+}
+
+/// `LOCAL:GUEST[:MODE]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileArg {
+    pub local: PathBuf,
+    pub guest: String,
+    /// Octal; the local file's when missing.
+    pub mode: Option<String>,
+}
+
+impl FromStr for FileArg {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "use LOCAL:/GUEST/PATH or LOCAL:/GUEST/PATH:MODE, such as run.sh:/root/run.sh:0755".to_owned();
+        // The guest's path begins at the last ":/", so that a local path may have a colon.
+        let (local, guest) = text.rsplit_once(":/").ok_or_else(wrong)?;
+        let (guest, mode) = match guest.rsplit_once(':') {
+            Some((guest, mode)) => (guest, Some(octal(mode)?)),
+            None => (guest, None),
+        };
+        if local.is_empty() || guest.is_empty() {
+            return Err(wrong());
+        }
+        Ok(Self { local: local.into(), guest: format!("/{guest}"), mode })
+    }
+}
+
+fn octal(text: &str) -> Result<String, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o7777 => Ok(text.to_owned()),
+        _ => Err(format!("{text:?} is not an octal mode such as 0644")),
+    }
+}
+
+/// `NAME:/MOUNT[:ro]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeArg {
+    pub name: String,
+    pub mount: String,
+    pub read_only: bool,
+}
+
+impl FromStr for VolumeArg {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (rest, read_only) = text.strip_suffix(":ro").map_or((text, false), |rest| (rest, true));
+        match rest.split_once(':') {
+            Some((name, mount)) if !name.is_empty() && mount.starts_with('/') => {
+                Ok(Self { name: name.to_owned(), mount: mount.to_owned(), read_only })
+            }
+            _ => Err("use NAME:/MOUNT or NAME:/MOUNT:ro".to_owned()),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Create {
+    /// Name [default: one is made up]
+    #[arg(long)]
+    pub name: Option<SandboxName>,
+    /// Base image
+    #[arg(long, default_value = "minimal")]
+    pub image: ImageName,
+    /// Virtual processors
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub cpus: u32,
+    /// Memory in MiB
+    #[arg(long, default_value_t = 512, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..))]
+    pub memory: u64,
+    /// Root disk in MiB [default: the image's size]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..))]
+    pub disk_size: Option<u64>,
+    /// Environment of every command
+    #[arg(long, value_name = "K=V")]
+    pub env: Vec<Pair>,
+    /// Give it a secret
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub secret: Vec<String>,
+    /// Place a file before the first command
+    #[arg(long, value_name = "LOCAL:GUEST[:MODE]")]
+    pub file: Vec<FileArg>,
+    /// Attach a volume
+    #[arg(long, value_name = "NAME:/MOUNT[:ro]", hide = true)]
+    pub volume: Vec<VolumeArg>,
+    /// Command line to run at every boot, as session `init`
+    #[arg(long, value_name = "CMD")]
+    pub init: Option<String>,
+    /// Never put it to sleep by itself
+    #[arg(long)]
+    pub keep_hot: bool,
+    /// Label it
+    #[arg(long, value_name = "K=V")]
+    pub label: Vec<Pair>,
+    /// Start from a sandbox or snapshot
+    #[arg(long, value_name = "SANDBOX|SNAPSHOT", hide = true)]
+    pub from: Option<String>,
+    /// Refuse instead of taking the slow path
+    #[arg(long)]
+    pub strict: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct List {
+    /// Only those with this label; all must match
+    #[arg(long, value_name = "K=V")]
+    pub label: Vec<Pair>,
+}
+
+#[derive(Debug, Args)]
+pub struct Which {
+    /// Name or id
+    #[arg(value_name = "SB")]
+    pub sandbox: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Edit {
+    /// Name or id
+    #[arg(value_name = "SB")]
+    pub sandbox: String,
+    /// New name
+    #[arg(long)]
+    pub name: Option<SandboxName>,
+    /// Never put it to sleep by itself
+    #[arg(long, overrides_with = "no_keep_hot")]
+    pub keep_hot: bool,
+    /// Put it to sleep when it is idle
+    #[arg(long, overrides_with = "keep_hot")]
+    pub no_keep_hot: bool,
+    /// Set a label; an empty value removes it
+    #[arg(long, value_name = "K=V")]
+    pub label: Vec<Pair>,
+}
+
+#[derive(Debug, Args)]
+pub struct Destroy {
+    /// Names or ids
+    #[arg(value_name = "SB", required = true)]
+    pub sandboxes: Vec<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Name or id
+    #[arg(value_name = "SB")]
+    pub sandbox: String,
+    /// Seconds after which the command is killed (exit status 124)
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub timeout: Option<f64>,
+    /// Environment of this command
+    #[arg(long, value_name = "K=V")]
+    pub env: Vec<Pair>,
+    /// Working directory [default: the user's home]
+    #[arg(long, value_name = "D")]
+    pub cwd: Option<String>,
+    /// User name or number [default: uid 1000]
+    #[arg(long, value_name = "U")]
+    pub user: Option<String>,
+    /// Start it as a session, print the session's id and return
+    #[arg(long, conflicts_with_all = ["tty", "stdin"])]
+    pub detach: bool,
+    /// Give it a terminal
+    #[arg(long, short = 't', conflicts_with = "json")]
+    pub tty: bool,
+    /// Send it this program's standard input
+    #[arg(long, short = 'i')]
+    pub stdin: bool,
+    /// Program and arguments
+    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
+    pub command: Vec<String>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds <= 2_592_000.0 => Ok(seconds),
+        _ => Err("use more than 0 and at most 2592000 seconds".to_owned()),
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Shell {
+    /// Name or id
+    #[arg(value_name = "SB")]
+    pub sandbox: String,
+    /// Begin a new session even if one is free
+    #[arg(long, conflicts_with = "session")]
+    pub new: bool,
+    /// Attach to this session; `bhatti ps SB` lists them
+    #[arg(long, value_name = "ID")]
+    pub session: Option<String>,
+    /// User of a new session [default: uid 1000]
+    #[arg(long, value_name = "U")]
+    pub user: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// Names or ids
+    #[arg(value_name = "SB", required = true)]
+    pub sandboxes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Start {
+    /// Names or ids
+    #[arg(value_name = "SB", required = true)]
+    pub sandboxes: Vec<String>,
+    /// Give up the memory image and boot from the disk
+    #[arg(long, conflicts_with = "strict")]
+    pub discard_memory: bool,
+    /// Refuse instead of booting from the disk
+    #[arg(long)]
+    pub strict: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum File {
+    /// Write a file of a sandbox to stdout
+    Read(FileRead),
+    /// Replace a file of a sandbox by stdin or a local file
+    Write(FileWrite),
+    /// List a directory of a sandbox
+    Ls(FilePath),
+    /// Tell of a file of a sandbox
+    Stat(FilePath),
+}
+
+#[derive(Debug, Args)]
+pub struct FilePath {
+    /// Name or id
+    #[arg(value_name = "SB")]
+    pub sandbox: String,
+    /// Absolute path in the sandbox
+    #[arg(value_parser = guest_path)]
+    pub path: String,
+}
+
+#[derive(Debug, Args)]
+pub struct FileRead {
+    #[command(flatten)]
+    pub file: FilePath,
+    /// Bytes to skip
+    #[arg(long, value_name = "BYTES", conflicts_with = "lines")]
+    pub offset: Option<u64>,
+    /// Bytes to read at most
+    #[arg(long, value_name = "BYTES", conflicts_with = "lines")]
+    pub limit: Option<u64>,
+    /// Lines to read, the first being 1
+    #[arg(long, value_name = "FROM:COUNT")]
+    pub lines: Option<Lines>,
+    /// Cap on what is read; reaching it is told on stderr
+    #[arg(long, value_name = "BYTES")]
+    pub max_bytes: Option<u64>,
+}
+
+/// `FROM:COUNT`, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lines {
+    pub from: u64,
+    pub count: u64,
+}
+
+impl FromStr for Lines {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "use FROM:COUNT with FROM of at least 1, such as 10:5".to_owned();
+        let (from, count) = text.split_once(':').ok_or_else(wrong)?;
+        let (from, count) = (from.parse().map_err(|_| wrong())?, count.parse().map_err(|_| wrong())?);
+        if from == 0 { Err(wrong()) } else { Ok(Self { from, count }) }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct FileWrite {
+    #[command(flatten)]
+    pub file: FilePath,
+    /// Local file [default: stdin]
+    pub local: Option<PathBuf>,
+    /// Permission bits in octal [default: those of the old file, else 0644]
+    #[arg(long, value_parser = octal)]
+    pub mode: Option<String>,
+    /// Make missing parent directories
+    #[arg(long)]
+    pub mkdirs: bool,
+}
+
+fn guest_path(text: &str) -> Result<String, String> {
+    if text.starts_with('/') { Ok(text.to_owned()) } else { Err("use an absolute path".to_owned()) }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// List base images
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+#[derive(Debug, Args)]
+pub struct Events {
+    /// Only events after this number
+    #[arg(long, value_name = "SEQ")]
+    pub since: Option<u64>,
+    /// Go on with what happens from now on; with --json a document a line
+    #[arg(long, short = 'f')]
+    pub follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Completion {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct Docs {
+    /// Which reference
+    #[arg(value_parser = ["cli"], action = ArgAction::Set)]
+    pub which: String,
+}
+
+#[cfg(test)]
+#[path = "args_tests.rs"]
+mod tests;

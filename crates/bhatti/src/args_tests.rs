@@ -1,0 +1,105 @@
+use super::*;
+
+fn parse(words: &[&str]) -> Result<Cli, crate::failure::Failure> {
+    Cli::try_parse_from(std::iter::once("bhatti").chain(words.iter().copied()))
+        .map_err(|error| crate::failure::usage(&error))
+}
+
+fn verb(words: &[&str]) -> Verb {
+    parse(words).unwrap_or_else(|failure| panic!("{words:?}: {failure}")).verb
+}
+
+#[test]
+fn the_definitions_are_consistent() {
+    use clap::CommandFactory as _;
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn global_flags_are_taken_before_and_after_the_verb() {
+    for words in [
+        &["--json", "--url", "http://h:1", "--data-dir", "/d", "list"][..],
+        &["list", "--json", "--url", "http://h:1", "--data-dir", "/d"][..],
+    ] {
+        let global = parse(words).unwrap().global;
+        assert!(global.json);
+        assert_eq!(global.url.as_deref(), Some("http://h:1"));
+        assert_eq!(global.data_dir.as_deref(), Some(std::path::Path::new("/d")));
+    }
+}
+
+#[test]
+fn what_follows_the_command_belongs_to_the_command() {
+    for words in [
+        &["exec", "sb", "--timeout", "5", "--env", "A=b", "--", "ls", "-l", "--json"][..],
+        &["exec", "--timeout", "5", "--env", "A=b", "sb", "ls", "-l", "--json"][..],
+    ] {
+        let cli = parse(words).unwrap();
+        assert!(!cli.global.json);
+        let Verb::Exec(exec) = cli.verb else { panic!("{words:?}") };
+        assert_eq!(exec.command, ["ls", "-l", "--json"]);
+        assert_eq!(exec.timeout, Some(5.0));
+        assert_eq!(exec.env, [Pair("A".into(), "b".into())]);
+    }
+}
+
+#[test]
+fn create_takes_every_flag_of_the_contract() {
+    let Verb::Create(create) = verb(&[
+        "create", "--name", "web", "--image", "minimal", "--cpus", "2", "--memory", "1024", "--disk-size", "4096",
+        "--env", "A=b=c", "--env", "E=", "--secret", "s", "--file", "a:b:/etc/x:0600", "--volume", "v:/data:ro",
+        "--init", "sleep 1", "--keep-hot", "--label", "k=v", "--from", "other",
+    ]) else {
+        panic!("create")
+    };
+    assert_eq!(create.env, [Pair("A".into(), "b=c".into()), Pair("E".into(), String::new())]);
+    assert_eq!(create.file, [FileArg { local: "a:b".into(), guest: "/etc/x".into(), mode: Some("0600".into()) }]);
+    assert_eq!(create.volume, [VolumeArg { name: "v".into(), mount: "/data".into(), read_only: true }]);
+    assert_eq!((create.cpus, create.memory, create.disk_size), (2, 1024, Some(4096)));
+    assert!(create.keep_hot);
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let Verb::Create(create) = verb(&["create"]) else { panic!("create") };
+    assert_eq!((create.image.as_str(), create.cpus, create.memory, create.disk_size), ("minimal", 1, 512, None));
+    let Verb::Serve(serve) = verb(&["serve"]) else { panic!("serve") };
+    assert_eq!(serve.listen, Listen::At("127.0.0.1:8080".parse().unwrap()));
+    assert_eq!((serve.warm_after, serve.cold_after, serve.standby), (30, 1800, 0));
+    assert_eq!(serve.storage_layout, Layout::Auto);
+    let Verb::Setup(setup) = verb(&["setup"]) else { panic!("setup") };
+    assert_eq!((setup.storage, setup.size.as_str()), (Storage::Auto, "20G"));
+}
+
+#[test]
+fn wrong_usage_is_one_line_with_status_2() {
+    let cases: [(&[&str], &str); 14] = [
+        (&["create", "--cpus", "0"], "'0' for '--cpus"),
+        (&["create", "--cpus", "x"], "'x' for '--cpus"),
+        (&["create", "--name", "Not_Ok"], "must begin and end with a letter or digit"),
+        (&["create", "--env", "NOVALUE"], "use KEY=VALUE"),
+        (&["create", "--file", "a"], "LOCAL:/GUEST/PATH"),
+        (&["create", "--file", "a:/b:9"], "octal mode"),
+        (&["create", "--nosuch"], "'--nosuch'"),
+        (&["exec", "sb"], "<CMD>"),
+        (&["exec", "sb", "--timeout", "0", "true"], "more than 0"),
+        (&["serve", "--listen", "nowhere"], "ADDRESS:PORT"),
+        (&["serve", "--storage-layout", "zfs"], "[possible values: auto, overlay, reflink]"),
+        (&["file", "read", "sb", "relative"], "absolute path"),
+        (&["file", "read", "sb", "/x", "--lines", "0:1"], "FROM:COUNT"),
+        (&["nosuchverb"], "unrecognized subcommand"),
+    ];
+    for (words, expected) in cases {
+        let failure = parse(words).unwrap_err();
+        let line = failure.to_string();
+        assert_eq!(failure.exit, 2, "{words:?}");
+        assert!(line.starts_with("error: ") && line.contains(expected), "{words:?}: {line}");
+        assert!(!line.contains('\n') && line.contains("--help`"), "{words:?}: {line}");
+    }
+}
+
+#[test]
+fn the_last_of_keep_hot_and_no_keep_hot_counts() {
+    let Verb::Edit(edit) = verb(&["edit", "sb", "--keep-hot", "--no-keep-hot"]) else { panic!("edit") };
+    assert!(edit.no_keep_hot && !edit.keep_hot);
+}

@@ -1,0 +1,181 @@
+//! The daemon, put together: this is the only place that knows both the sandboxes and the way to them.
+//!
+//! # Order
+//! 1. [`Host::open`] takes the data directory (a second daemon ends here), tidies, and takes over running machines.
+//! 2. The key is read or made; then TCP and the unix socket are bound. The lock of step 1 makes it safe to replace a
+//!    socket that is there: nobody else can be listening on it.
+//! 3. `ready` is said, on stdout and to systemd, when both accept.
+//! 4. After SIGTERM or SIGINT: no new connections, a bounded drain, then the machines are left or put to sleep. A
+//!    second signal ends the program at once; machines outlive it in any case.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sandbox::{Host, HostConfig};
+use server::{AdminKey, Listeners};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use types::{Accel, StorageLayout};
+
+use crate::args::{Accelerator, Global, Layout, Listen, Serve};
+use crate::client::data_dir;
+use crate::failure::{Failure, Result, USAGE};
+use crate::socket::ShortPath;
+use crate::{notify, output};
+
+/// Runs until a signal asks for the end.
+pub async fn serve(global: &Global, asked: Serve) -> Result<u8> {
+    if asked.cold_after < asked.warm_after {
+        return Err(Failure {
+            exit: USAGE,
+            ..Failure::new("usage", "--cold-after: is shorter than --warm-after").hint("make it at least as long")
+        });
+    }
+    log_to_stderr();
+    let host = Host::open(config(global, &asked)?).await?;
+    match listen_and_serve(&host, &asked).await {
+        Ok(()) => {
+            tracing::info!(stop_all = asked.stop_all, "the daemon ends");
+            host.shutdown(asked.stop_all).await?;
+            Ok(0)
+        }
+        Err(failure) => {
+            // What brought us here is what the user must know; machines keep running.
+            let _second = host.shutdown(false).await;
+            Err(failure)
+        }
+    }
+}
+
+async fn listen_and_serve(host: &Host, asked: &Serve) -> Result<()> {
+    let key = AdminKey::new(&host.admin_key(fresh_key()?).await?);
+    let (tcp, address) = match &asked.listen {
+        Listen::None => (None, None),
+        Listen::At(at) => {
+            let listener = TcpListener::bind(at).await.map_err(|error| {
+                Failure::new("listen", format!("cannot listen on {at}: {error}"))
+                    .hint("stop what listens there, or give another address with --listen")
+            })?;
+            let address = listener.local_addr().map_err(|error| Failure::io("the TCP listener", &error))?;
+            (Some(listener), Some(address))
+        }
+    };
+    let socket = host.socket_path();
+    let unix = bind_unix(&socket)
+        .map_err(|error| Failure::new("listen", format!("cannot listen on {}: {error}", socket.display())))?;
+    let mut ends = Ends::listen()?;
+    match address {
+        Some(address) => output::line(format!("bhatti: ready on http://{address} and {}", socket.display())),
+        None => output::line(format!("bhatti: ready on {}", socket.display())),
+    }
+    notify::ready();
+    let stop = async move {
+        ends.first().await;
+        // Whoever asks twice does not want to wait.
+        tokio::spawn(async move {
+            ends.first().await;
+            std::process::exit(130);
+        });
+    };
+    let listeners = Listeners { tcp, unix: Some(unix) };
+    let served = server::serve(host.clone(), listeners, key, stop).await;
+    let _gone_already = std::fs::remove_file(&socket);
+    served.map_err(|error| Failure::io("serving", &error))
+}
+
+fn config(global: &Global, asked: &Serve) -> Result<HostConfig> {
+    Ok(HostConfig {
+        data_dir: data_dir(global)?,
+        qemu: asked.qemu.clone(),
+        layout: match asked.storage_layout {
+            // Overlays share the base's page cache on every filesystem; clones do not.
+            Layout::Auto | Layout::Overlay => StorageLayout::Overlay,
+            Layout::Reflink => StorageLayout::Reflink,
+        },
+        accel: match asked.accel {
+            Accelerator::Auto => None,
+            Accelerator::Kvm => Some(Accel::Kvm),
+            Accelerator::Tcg => Some(Accel::Tcg),
+        },
+        boot_timeout: Duration::from_secs(asked.boot_timeout),
+    })
+}
+
+/// `bht_` and 43 characters that stand for 32 random bytes.
+fn fresh_key() -> Result<String> {
+    let mut secret = [0u8; 32];
+    getrandom::fill(&mut secret)
+        .map_err(|error| Failure::new("internal", format!("the kernel's random generator: {error}")))?;
+    Ok(format!("bht_{}", URL_SAFE_NO_PAD.encode(secret)))
+}
+
+/// Binds the socket with mode 0600, in place of one that a daemon before us left.
+fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
+    let short = ShortPath::new(path)?;
+    match std::fs::remove_file(short.path()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(short.path())?;
+    // Until here the directory's mode of 0700 keeps others out.
+    std::fs::set_permissions(short.path(), std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("BHATTI_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let started = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
+    // Only a second subscriber in this process could be in the way, and there is none.
+    let _first = started.try_init();
+}
+
+/// The signals that end the daemon.
+struct Ends {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Ends {
+    fn listen() -> Result<Self> {
+        let failed = |error| Failure::io("signals", &error);
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+        })
+    }
+
+    async fn first(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fresh_key_has_its_form_and_is_never_the_same() {
+        let (one, two) = (fresh_key().unwrap(), fresh_key().unwrap());
+        assert_eq!(one.len(), 4 + 43);
+        assert!(one.starts_with("bht_"));
+        assert_ne!(one, two);
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_the_new_one_is_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bhatti.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let _listener = bind_unix(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(tokio::net::UnixStream::connect(&path).await.is_ok());
+    }
+}
