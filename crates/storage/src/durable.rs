@@ -13,9 +13,10 @@
 //! | `.new-<name>`, locked | another process is making it, or its VMM runs | left alone |
 //! | `.gone-<name>` | something that was already reported as removed | removed |
 //!
-//! A stop commits three files as one: memory and device state and the manifest are all fsynced under staging names,
-//! the first two are renamed, the directory is fsynced, and only then is the manifest renamed over the old one. A crash
-//! before that last rename leaves a manifest that says `running` beside memory files of which it knows nothing.
+//! A stop commits three files as one. 1. `mem.snap`, `vm.snap` and `manifest.json.new` are written; the first two may
+//! have their names at once, since a manifest that says `running` or `off` names neither. 2. fsync of all three and of
+//! the directory, together. 3. The manifest is renamed over the old one. 4. fsync of the directory. A crash before 3
+//! leaves memory files that no manifest names: they are removed, and the next start boots from the disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -69,8 +70,26 @@ impl Staged {
         &self.file
     }
 
-    /// Gives it its name. It must have been synced; the directory is not synced here.
+    /// Gives it its name, in place of what had that. Neither the file nor the directory is synced here; what the
+    /// name stands for must be synced before if it already counts.
     pub(crate) fn rename(mut self, target: &Path) -> Result<()> {
+        self.put(target)
+    }
+
+    /// Gives it a name that nothing durable knows yet. The file stays open to be synced; dropping it removes it still.
+    pub(crate) fn name_uncounted(&mut self, target: &Path) -> Result<()> {
+        self.put(target)?;
+        self.path = target.to_owned();
+        self.armed = true;
+        Ok(())
+    }
+
+    /// It counts now: dropping it removes it no more.
+    pub(crate) fn keep(mut self) {
+        self.armed = false;
+    }
+
+    fn put(&mut self, target: &Path) -> Result<()> {
         fs::rename(&self.path, target).map_err(|error| Error::io("rename to", target, error))?;
         self.armed = false;
         Ok(())
@@ -138,8 +157,9 @@ impl StagedDir {
     /// Makes it last as `target`: the given files and the directory itself, then the name. `Exists` when `target` is
     /// there already.
     pub(crate) fn commit(mut self, files: &[&File], target: &Path) -> Result<()> {
-        sync_all(files, &self.path)?;
-        sync(&self.lock, &self.path)?;
+        // The directory's entries are all made, so it need not wait for its files.
+        let all: Vec<&File> = files.iter().copied().chain([&self.lock]).collect();
+        sync_all(&all, &self.path)?;
         rename_new(&self.path, target)?;
         self.armed = false;
         sync_parent(target)
@@ -243,7 +263,7 @@ pub(crate) fn sync(file: &File, path: &Path) -> Result<()> {
 }
 
 /// fsync of several files at once: one journal commit serves those that arrive together, and the caller waits once.
-pub(crate) fn sync_all(files: &[&File], path: &Path) -> Result<()> {
+fn sync_all(files: &[&File], path: &Path) -> Result<()> {
     let Some((last, others)) = files.split_last() else { return Ok(()) };
     std::thread::scope(|scope| {
         let waiting: Vec<_> = others.iter().map(|file| scope.spawn(move || sync(file, path))).collect();
@@ -257,6 +277,13 @@ pub(crate) fn sync_all(files: &[&File], path: &Path) -> Result<()> {
 
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     sync(&open_dir(dir)?, dir)
+}
+
+/// fsync of files and of the directory that they are in, whose entries are all made.
+pub(crate) fn sync_with_dir(files: &[&File], dir: &Path) -> Result<()> {
+    let opened = open_dir(dir)?;
+    let all: Vec<&File> = files.iter().copied().chain([&opened]).collect();
+    sync_all(&all, dir)
 }
 
 pub(crate) fn sync_parent(of: &Path) -> Result<()> {

@@ -105,7 +105,7 @@ impl Images<'_> {
                     .hint_to("build or pull the image again");
                 Err(match found {
                     Ok(_) => error,
-                    Err(source) => error.from_source(source),
+                    Err(source) => error.caused_by(source),
                 })
             }
         }
@@ -144,7 +144,7 @@ impl StagedImage {
         // Opened anew: a tool may have replaced the file in spite of what `path` asks for.
         let file = File::open(&path).map_err(|error| Error::io("open", &path, error))?;
         let size = file.metadata().map_err(|error| Error::io("stat", &path, error))?.len();
-        if size == 0 || size % 512 != 0 {
+        if size == 0 || !size.is_multiple_of(512) {
             return Err(Error::new(ErrorKind::Invalid, "commit image", name.as_str())
                 .because(format!("a disk of {size} bytes is none: it is empty or ends within a sector")));
         }

@@ -84,7 +84,7 @@ impl Kernels<'_> {
                 Error::new(ErrorKind::Corrupt, "use kernel", path)
                     .because("a file of it is missing")
                     .hint_to("run `bhatti setup`")
-                    .from_source(error)
+                    .caused_by(error)
             })?;
         }
         Ok(record)
@@ -145,7 +145,7 @@ impl StagedKernel {
         for path in [self.vmlinuz_path(), self.initramfs_path()] {
             let missing =
                 || Error::new(ErrorKind::Invalid, "commit kernel", &path).because("it is missing or empty");
-            let file = File::open(&path).map_err(|error| missing().from_source(error))?;
+            let file = File::open(&path).map_err(|error| missing().caused_by(error))?;
             let len = file.metadata().map_err(|error| Error::io("stat", &path, error))?.len();
             if len == 0 {
                 return Err(missing());

@@ -58,7 +58,7 @@ pub(crate) fn decode<T: DeserializeOwned>(format: Format, bytes: &[u8], path: &P
             if let Ok(found) = serde_json::from_slice::<Version>(bytes) {
                 check_version(format, &found.format, found.version, path)?;
             }
-            return Err(corrupt("it is not a record of bhatti, or it is damaged").from_source(error));
+            return Err(corrupt("it is not a record of bhatti, or it is damaged").caused_by(error));
         }
     };
     check_version(format, &envelope.format, envelope.version, path)?;
@@ -66,7 +66,7 @@ pub(crate) fn decode<T: DeserializeOwned>(format: Format, bytes: &[u8], path: &P
         return Err(corrupt("its checksum does not match its content"));
     }
     serde_json::from_str(envelope.body.get())
-        .map_err(|error| corrupt("its content is not that of its version").from_source(error))
+        .map_err(|error| corrupt("its content is not that of its version").caused_by(error))
 }
 
 /// Reads a record's file.

@@ -86,7 +86,7 @@ impl StagedSandbox {
         for name in [layout::root_disk(manifest.layout), layout::CONFIG_DRIVE] {
             let path = staged.path().join(name);
             let file = File::open(&path)
-                .map_err(|error| invalid("its root disk or config drive is missing").from_source(error))?;
+                .map_err(|error| invalid("its root disk or config drive is missing").caused_by(error))?;
             durable::set_mode(&file, &path, 0o600)?;
             files.push(file);
         }
@@ -280,9 +280,10 @@ impl SandboxDir {
     /// be committed but for `state` and `memory`, which are set here. Returns it as committed.
     ///
     /// # Errors
-    /// Whatever the kind but `Undecided`, the sandbox is as before and the guest may resume.
+    /// `Invalid` when the parts do not belong together, `NoSpace`. Whatever the kind but `Undecided`, the sandbox is as
+    /// before and the guest may resume.
     pub fn commit_cold(&self, memory: StagedMemory, manifest: Manifest, detached: bool) -> Result<Manifest> {
-        let vm = Staged::adopt(self.path.join(layout::VM_SNAP_NEW))?;
+        let mut vm = Staged::adopt(self.path.join(layout::VM_SNAP_NEW))?;
         durable::set_mode(vm.file(), vm.path(), 0o600)?;
         let vm_bytes = vm.file().metadata().map_err(|error| Error::io("stat", vm.path(), error))?.len();
         if vm_bytes == 0 {
@@ -310,23 +311,22 @@ impl SandboxDir {
         let (before, before_bytes) = self.manifest_bytes()?;
         self.check_successor(&before, &manifest)?;
 
-        let new_manifest = self.stage_manifest(&manifest)?;
-        durable::sync_all(&[memory.staged.file(), vm.file(), new_manifest.file()], &self.path)?;
-        self.name_memory(memory.staged, vm)
-            .and_then(|()| self.put_manifest(new_manifest, &before_bytes))
-            .inspect_err(|error| {
-                // The manifest that counts knows nothing of these; when nobody knows which counts, they stay.
-                if error.kind() != ErrorKind::Undecided {
-                    let _ = self.remove_memory();
-                }
-            })?;
-        Ok(manifest)
-    }
+        if before.state == RunState::Cold {
+            return Err(self.invalid("it sleeps already, and its memory image still counts"));
+        }
 
-    fn name_memory(&self, mem: Staged, vm: Staged) -> Result<()> {
-        mem.rename(&self.path.join(MEM_SNAP))?;
-        vm.rename(&self.path.join(VM_SNAP))?;
-        durable::sync_dir(&self.path)
+        let new_manifest = self.stage_manifest(&manifest)?;
+        let mut mem = memory.staged;
+        mem.name_uncounted(&self.path.join(MEM_SNAP))?;
+        vm.name_uncounted(&self.path.join(VM_SNAP))?;
+        durable::sync_with_dir(&[mem.file(), vm.file(), new_manifest.file()], &self.path)?;
+        let put = self.put_manifest(new_manifest, &before_bytes);
+        // When nobody knows which manifest counts, the files that one of them names must stay.
+        if put.as_ref().map_or_else(|error| error.kind() == ErrorKind::Undecided, |()| true) {
+            mem.keep();
+            vm.keep();
+        }
+        put.map(|()| manifest)
     }
 
     fn remove_memory(&self) -> Result<()> {

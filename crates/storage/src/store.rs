@@ -34,7 +34,7 @@ impl Store {
             ErrorKind::Unwritable => Error::new(ErrorKind::Unwritable, "open data directory", root)
                 .because(format!("{} cannot be written", error.path().display()))
                 .hint_to("make it writable for this user, or give another with --data-dir")
-                .from_source(error),
+                .caused_by(error),
             _ => error,
         })
     }

@@ -116,7 +116,7 @@ impl Templates<'_> {
             match fs::metadata(dir.join(name)) {
                 Ok(meta) if expected.is_none_or(|expected| expected == meta.len()) => {}
                 Ok(_) => return Err(damaged(&dir.join(name), "it has another size than was committed")),
-                Err(error) => return Err(damaged(&dir.join(name), "it is missing").from_source(error)),
+                Err(error) => return Err(damaged(&dir.join(name), "it is missing").caused_by(error)),
             }
         }
         Ok(Some(record))
@@ -145,7 +145,7 @@ impl Templates<'_> {
     pub fn open_devices(&self, record: &TemplateRecord) -> Result<File> {
         let path = self.dir(&record.key).join(VM_SNAP);
         let file =
-            File::open(&path).map_err(|error| damaged(&path, "it cannot be opened").from_source(error))?;
+            File::open(&path).map_err(|error| damaged(&path, "it cannot be opened").caused_by(error))?;
         if sparse::content_id(&file, &path)? != record.vm_blake3 {
             return Err(damaged(&path, "its checksum does not match"));
         }
@@ -238,7 +238,7 @@ impl StagedTemplate {
             return Err(invalid("its root disk is of another layout than its record says"));
         }
         let open = |path: &Path| {
-            File::open(path).map_err(|error| invalid("a part of it is missing").from_source(error))
+            File::open(path).map_err(|error| invalid("a part of it is missing").caused_by(error))
         };
         let ram_file = open(&dir.join(RAM_BASE))?;
         if ram_file.metadata().map_err(|error| Error::io("stat", &dir, error))?.len()

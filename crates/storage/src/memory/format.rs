@@ -186,7 +186,7 @@ pub(crate) fn decode(bytes: &[u8], file_len: u64) -> Result<(Header, [u8; 32]), 
         return damaged("its reserved bytes are used");
     }
     let pages = memory / PAGE_SIZE;
-    if memory == 0 || memory % PAGE_SIZE != 0 || pages > u64::from(u32::MAX) {
+    if memory == 0 || !memory.is_multiple_of(PAGE_SIZE) || pages > u64::from(u32::MAX) {
         return damaged("its memory size is impossible");
     }
     let (mut runs, mut end, mut counted) = (Vec::new(), None, 0u64);

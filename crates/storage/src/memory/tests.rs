@@ -237,7 +237,7 @@ fn a_ram_base_holds_pages_at_their_offsets_and_its_id_does_not_depend_on_how_the
     let (report, content) = base("a", &sample());
     assert_eq!(content.len() as u64, sample().len().0);
     for (number, page) in sample().private {
-        assert_eq!(content[number as usize * 4096..][..4096], page);
+        assert_eq!(content[usize::try_from(number).unwrap() * 4096..][..4096], page);
     }
     assert_eq!(report.private, Bytes(5 * PAGE_SIZE));
     let mut without_zeros = sample();

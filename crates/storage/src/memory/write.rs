@@ -109,14 +109,14 @@ pub(crate) fn write(
 pub(crate) fn private_runs(source: &dyn PageSource, path: &Path) -> Result<Vec<RamRun>> {
     let invalid = |what: &str| Err(Error::new(ErrorKind::Invalid, "write", path).because(what));
     let memory = source.len().0;
-    if memory == 0 || memory % PAGE_SIZE != 0 {
+    if memory == 0 || !memory.is_multiple_of(PAGE_SIZE) {
         return invalid("the memory is not a number of pages");
     }
     let found = source.private_runs().map_err(|error| Error::io("read guest memory for", path, error))?;
     let mut runs: Vec<RamRun> = Vec::with_capacity(found.len());
     for run in found {
         let (start, end) = (run.start.0, run.start.0.saturating_add(run.len.0));
-        if start % PAGE_SIZE != 0 || end % PAGE_SIZE != 0 || end > memory {
+        if !start.is_multiple_of(PAGE_SIZE) || !end.is_multiple_of(PAGE_SIZE) || end > memory {
             return invalid("a private run is not made of the memory's pages");
         }
         if run.len.0 == 0 {
