@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
@@ -57,6 +58,11 @@ pub fn run(job: &Job) -> u8 {
     }
 }
 
+/// A standard stream without the library's buffer, which a worker's way out would not flush.
+fn raw(stream: BorrowedFd<'_>) -> io::Result<File> {
+    Ok(File::from(stream.try_clone_to_owned()?))
+}
+
 fn tell(note: &Note) -> io::Result<()> {
     let mut line = serde_json::to_vec(note)?;
     line.push(b'\n');
@@ -67,7 +73,7 @@ fn work(job: &Job) -> Result<Reply, Failure> {
     match job {
         Job::Read(read) => send_file(read).map(Reply::Read),
         Job::Write(write) => {
-            let mut content = io::stdin().lock();
+            let mut content = raw(rustix::stdio::stdin()).map_err(|error| failure_io(&write.path, &error))?;
             let target = replace(&write.path, write.mode, write.mkdirs, &mut content)?;
             stat(&target, true).map(Reply::Stat)
         }
@@ -102,17 +108,15 @@ fn send_file(request: &FileRead) -> Result<ReadSummary, Failure> {
         return Err(failure(ErrorCode::BadRequest, &request.path, "is not a file"));
     }
     tell(&Note::Meta(Box::new(describe(path, &metadata)))).map_err(io_failure)?;
-    let mut out = io::stdout().lock();
+    let mut out = raw(rustix::stdio::stdout()).map_err(io_failure)?;
+    let reader = BufReader::with_capacity(BUFFER, &file);
     let sent = match request.lines {
-        Some(range) => copy_lines(
-            BufReader::with_capacity(BUFFER, &file),
-            &mut BufWriter::with_capacity(BUFFER, out),
-            range,
-            request.max_bytes,
-        ),
-        None => skip(&file, request.offset).and_then(|()| {
-            copy_bytes(BufReader::with_capacity(BUFFER, &file), &mut out, request.limit, request.max_bytes)
-        }),
+        Some(range) => {
+            let mut out = BufWriter::with_capacity(BUFFER, out);
+            copy_lines(reader, &mut out, range, request.max_bytes).and_then(|sent| out.flush().map(|()| sent))
+        }
+        None => skip(&file, request.offset)
+            .and_then(|()| copy_bytes(reader, &mut out, request.limit, request.max_bytes)),
     };
     sent.map_err(io_failure)
 }
@@ -130,7 +134,7 @@ fn send_list(path: &str) -> Result<u64, Failure> {
     let entries = fs::read_dir(absolute(path)?).map_err(io_failure)?;
     let mut names: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
     names.sort();
-    let mut out = BufWriter::with_capacity(BUFFER, io::stdout().lock());
+    let mut out = BufWriter::with_capacity(BUFFER, raw(rustix::stdio::stdout()).map_err(io_failure)?);
     let mut count = 0;
     for name in names {
         // What has gone since is not in the directory.

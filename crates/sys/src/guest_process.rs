@@ -49,6 +49,8 @@ pub fn spawn(command: &mut Command, persona: Persona) -> io::Result<Child> {
         set_thread_res_gid(gid, gid, gid)?;
         set_thread_res_uid(uid, uid, uid)?;
         rustix::process::chdir(&*persona.cwd).map_err(|_| CHDIR_REFUSED)?;
+        // Command passes the mask on, and the parent blocks what it queues.
+        SigSet::empty().thread_set_mask()?;
         Ok(())
     };
     // SAFETY: the closure runs between fork and exec and makes system calls only; it allocates and locks nothing, and
@@ -177,6 +179,19 @@ mod tests {
         assert_eq!(errno("true", c"/nowhere"), Some(CHDIR_REFUSED));
         assert_eq!(errno("/nowhere", c"/"), Some(rustix::io::Errno::NOENT));
         assert_eq!(errno("/", c"/"), Some(rustix::io::Errno::ACCESS));
+    }
+
+    #[test]
+    fn a_command_blocks_no_signals_though_its_parent_does() {
+        if !rustix::process::getuid().is_root() {
+            return; // setgroups needs root
+        }
+        let queue = SignalQueue::new().expect("made");
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "kill -TERM $$; echo still here"]).stdout(Stdio::piped());
+        let output = spawn(&mut command, myself(c"/")).expect("starts").wait_with_output().expect("ends");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&output.status), Some(15));
+        assert_eq!(queue.next().expect("reads"), Some(GuestSignal::Child));
     }
 
     #[test]
