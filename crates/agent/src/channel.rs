@@ -184,7 +184,7 @@ impl Agent {
         self.boot_nonce = random_nonce();
         identity::assume(own, warnings);
         if own.read_config {
-            let config = config::read(warnings)?;
+            let config = config::read(own.first_boot, warnings)?;
             self.environment = config.env;
             if let Some(init) = config.init.filter(|_| !self.init_started) {
                 match self.start_init(&init) {

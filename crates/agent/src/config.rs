@@ -26,8 +26,6 @@ pub struct Config {
     #[serde(default)]
     pub init: Option<String>,
     #[serde(default)]
-    place_files: bool,
-    #[serde(default)]
     files: Vec<PlacedFile>,
 }
 
@@ -38,22 +36,22 @@ struct PlacedFile {
     source: String,
 }
 
-/// Reads the drive and places its files. What the kernel cached of the drive is dropped first: in a clone it may
+/// Reads the drive and, at the first boot under an identity, places its files. What the kernel cached of the drive is dropped first: in a clone it may
 /// be that of a sibling. The drive is mounted only while it is read, where root alone can look.
-pub fn read(warnings: &mut Vec<String>) -> Result<Config, String> {
+pub fn read(first_boot: bool, warnings: &mut Vec<String>) -> Result<Config, String> {
     let say = |what: &'static str| move |error: io::Error| format!("config drive: {what}: {error}");
     let device = File::open(DEVICE).map_err(say(DEVICE))?;
     sys::guest_ioctl::flush_block_buffers(&device).map_err(say("dropping its cached blocks"))?;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(MOUNT_POINT).map_err(say(MOUNT_POINT))?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount(DEVICE, MOUNT_POINT, "ext4", flags, None).map_err(|error| say("mounting it")(error.into()))?;
-    let config = read_mounted(Path::new(MOUNT_POINT), warnings);
+    let config = read_mounted(Path::new(MOUNT_POINT), first_boot, warnings);
     unmount(MOUNT_POINT, UnmountFlags::DETACH).map_err(|error| say("unmounting it")(error.into()))?;
     let _ = fs::remove_dir(MOUNT_POINT);
     config
 }
 
-fn read_mounted(drive: &Path, warnings: &mut Vec<String>) -> Result<Config, String> {
+fn read_mounted(drive: &Path, first_boot: bool, warnings: &mut Vec<String>) -> Result<Config, String> {
     let json =
         fs::read(drive.join("config.json")).map_err(|error| format!("config drive: config.json: {error}"))?;
     let config: Config =
@@ -64,7 +62,7 @@ fn read_mounted(drive: &Path, warnings: &mut Vec<String>) -> Result<Config, Stri
             config.version
         ));
     }
-    if config.place_files {
+    if first_boot {
         for file in &config.files {
             let placed = match File::open(drive.join(&file.source)) {
                 Ok(mut content) => replace(&file.path, Some(file.mode), true, &mut content)
@@ -90,24 +88,28 @@ mod tests {
         let (drive, target) = (directory.path().join("drive"), directory.path().join("deep/target"));
         fs::create_dir_all(drive.join("files")).expect("a directory");
         fs::write(drive.join("files/0"), "zero").expect("writes");
-        let json = serde_json::json!({"version": 1, "env": {"A": "b"}, "init": null, "place_files": true, "files": [
+        let json = serde_json::json!({"version": 1, "env": {"A": "b"}, "init": null, "files": [
             {"path": target, "mode": 0o600, "source": "files/0"},
             {"path": "/dev/null", "mode": 0o600, "source": "files/0"},
             {"path": target, "mode": 0o600, "source": "files/1"},
         ]});
         fs::write(drive.join("config.json"), json.to_string()).expect("writes");
         let mut warnings = vec![];
-        let config = read_mounted(&drive, &mut warnings).expect("reads");
+        let config = read_mounted(&drive, true, &mut warnings).expect("reads");
         assert_eq!((config.env["A"].as_str(), config.init), ("b", None));
         assert_eq!(fs::read(&target).expect("reads"), b"zero");
         assert_eq!(warnings.len(), 2);
+
+        fs::write(&target, "changed since").expect("writes");
+        read_mounted(&drive, false, &mut warnings).expect("reads");
+        assert_eq!(fs::read(&target).expect("reads"), b"changed since", "a later boot undoes nothing");
     }
 
     #[test]
     fn a_newer_drive_is_refused_by_its_version() {
         let directory = tempfile::tempdir().expect("a directory");
         fs::write(directory.path().join("config.json"), r#"{"version":2}"#).expect("writes");
-        let error = read_mounted(directory.path(), &mut vec![]).expect_err("refused");
+        let error = read_mounted(directory.path(), true, &mut vec![]).expect_err("refused");
         assert!(error.contains("version 2"), "{error}");
     }
 }

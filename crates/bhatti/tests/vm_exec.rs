@@ -10,7 +10,7 @@ const BHATTI: &str = env!("CARGO_BIN_EXE_bhatti");
 
 fn host_with(name: &str) -> TestHost {
     let host = TestHost::start(BHATTI);
-    let _ = host.ok(&["create", "--name", name, "--env", "FROM_CREATE=yes"]);
+    host.ok(&["create", "--name", name, "--env", "FROM_CREATE=yes"]);
     host
 }
 
@@ -42,7 +42,8 @@ fn streams_are_apart_and_every_byte_arrives() {
     assert!(echoed.stdout == all, "{} of {} bytes", echoed.stdout.len(), all.len());
     // Without --stdin there is none, and a reader of it ends at once.
     assert_eq!(host.run(&["exec", "bytes", "--", "cat"]).stdout, b"");
-    let (status, reply) = host.post("/sandboxes/bytes/exec", &json!({ "cmd": ["wc", "-c"], "stdin_base64": "AAECAw==" }));
+    let (status, reply) =
+        host.post("/sandboxes/bytes/exec", &json!({ "cmd": ["wc", "-c"], "stdin_base64": "AAECAw==" }));
     assert_eq!((status, reply["stdout"].as_str().unwrap().trim()), (200, "4"), "{reply}");
     let (_, reply) = host.post("/sandboxes/bytes/exec", &json!({ "cmd": ["printf", "\\377\\376"] }));
     assert_eq!(reply["stdout_base64"], "//4=", "what is no UTF-8 is given exactly: {reply}");
@@ -61,11 +62,18 @@ fn output_streams_live_and_is_cut_at_the_cap_when_buffered() {
     assert_eq!(line, "first\n", "seen while the command still runs");
     child.kill().unwrap();
     child.wait().unwrap();
-    let (_, reply) = host.post("/sandboxes/live/exec", &json!({ "cmd": ["head", "-c", "12000000", "/dev/zero"] }));
+    let (_, reply) =
+        host.post("/sandboxes/live/exec", &json!({ "cmd": ["head", "-c", "12000000", "/dev/zero"] }));
     assert_eq!(reply["truncated"], true);
     assert_eq!(reply["exit_code"], 0);
     let text = reply["stdout"].as_str().unwrap();
-    assert!(text.len() >= 10 << 20 && text.len() < (10 << 20) + 200 && text.ends_with("[bhatti: output cut at 10 MiB]\n"), "{}", text.len());
+    assert!(
+        text.len() >= 10 << 20
+            && text.len() < (10 << 20) + 200
+            && text.ends_with("[bhatti: output cut at 10 MiB]\n"),
+        "{}",
+        text.len()
+    );
 }
 
 #[test]
@@ -90,7 +98,8 @@ fn a_vanished_client_or_a_passed_timeout_kills_the_whole_group() {
     assert_eq!(host.sh("kill", &gone.replace("7001", "700[23]")), "gone");
     // 50 of those leave every slot free.
     for _ in 0..50 {
-        let (_, reply) = host.post("/sandboxes/kill/exec", &json!({ "cmd": ["sleep", "7004"], "timeout_sec": 0.05 }));
+        let (_, reply) =
+            host.post("/sandboxes/kill/exec", &json!({ "cmd": ["sleep", "7004"], "timeout_sec": 0.05 }));
         assert_eq!(reply["timed_out"], true, "{reply}");
     }
     assert_eq!(host.sh("kill", "echo free"), "free");
@@ -108,8 +117,24 @@ fn a_child_that_keeps_the_output_open_does_not_hold_the_status_back() {
 #[test]
 fn who_where_and_with_what_a_command_runs() {
     let host = host_with("who");
-    assert_eq!(host.sh("who", "id -u; echo $HOME; pwd; echo $FROM_CREATE; echo $USER"), "1000\n/home/user\n/home/user\nyes\nuser");
-    let out = host.ok(&["exec", "who", "--user", "root", "--cwd", "/etc", "--env", "X=1 2", "--", "sh", "-c", "id -u; pwd; echo \"$X\"; echo $FROM_CREATE"]);
+    assert_eq!(
+        host.sh("who", "id -u; echo $HOME; pwd; echo $FROM_CREATE; echo $USER"),
+        "1000\n/home/user\n/home/user\nyes\nuser"
+    );
+    let out = host.ok(&[
+        "exec",
+        "who",
+        "--user",
+        "root",
+        "--cwd",
+        "/etc",
+        "--env",
+        "X=1 2",
+        "--",
+        "sh",
+        "-c",
+        "id -u; pwd; echo \"$X\"; echo $FROM_CREATE",
+    ]);
     assert_eq!(out, "0\n/etc\n1 2\nyes\n");
     assert_eq!(host.sh("who", "sudo id -u"), "0");
     let nobody = host.run(&["exec", "who", "--user", "nosuchuser", "--", "true"]);
@@ -123,7 +148,7 @@ fn who_where_and_with_what_a_command_runs() {
 #[test]
 fn detached_commands_and_init_are_sessions() {
     let host = TestHost::start(BHATTI);
-    let _ = host.ok(&["create", "--name", "sess", "--init", "echo init-was-here; exec sleep 9000"]);
+    host.ok(&["create", "--name", "sess", "--init", "echo init-was-here; exec sleep 9000"]);
     let detached = host.json(&["exec", "sess", "--detach", "--", "sleep", "9001"]);
     assert!(detached["session"].is_string(), "{detached}");
     let sessions = host.json(&["ps", "sess"]);
@@ -135,11 +160,12 @@ fn detached_commands_and_init_are_sessions() {
 #[test]
 fn stopping_under_a_running_command_ends_its_stream_with_an_error() {
     let host = host_with("under");
-    let mut child = host.command(&["exec", "under", "--", "sh", "-c", "echo go; sleep 7005"]).spawn().unwrap();
+    let mut child =
+        host.command(&["exec", "under", "--", "sh", "-c", "echo go; sleep 7005"]).spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     out.read_line(&mut line).unwrap();
-    let _ = host.ok(&["stop", "under"]);
+    host.ok(&["stop", "under"]);
     let status = child.wait().unwrap();
     let mut stderr = String::new();
     child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();

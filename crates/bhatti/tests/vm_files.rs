@@ -13,23 +13,34 @@ fn files_go_in_and_come_out_as_they_are() {
     let dir = tempfile::tempdir().unwrap();
     let local = dir.path().join("local");
     std::fs::write(&local, b"from create\n").unwrap();
-    let _ = host.ok(&["create", "--name", "files", "--file", &format!("{}:/home/user/placed", local.display())]);
+    let _ =
+        host.ok(&["create", "--name", "files", "--file", &format!("{}:/home/user/placed", local.display())]);
     assert_eq!(host.ok(&["file", "read", "files", "/home/user/placed"]), "from create\n");
 
     let bytes: Vec<u8> = (0..=255u8).cycle().take(1_000_003).collect();
-    let written = host.run_with_input(&["file", "write", "files", "/home/user/blob", "--mode", "0640"], &bytes);
+    let written =
+        host.run_with_input(&["file", "write", "files", "/home/user/blob", "--mode", "0640"], &bytes);
     assert_eq!(written.code, 0, "{}", written.stderr);
     assert!(host.run(&["file", "read", "files", "/home/user/blob"]).stdout == bytes);
     let stat = host.json(&["file", "stat", "files", "/home/user/blob"]);
-    assert_eq!((stat["size_bytes"].as_u64(), stat["mode"].as_str()), (Some(1_000_003), Some("0640")), "{stat}");
-    assert_eq!(host.sh("files", "stat -c %U /home/user/blob"), "user", "a new file is its directory's owner's");
+    assert_eq!(
+        (stat["size_bytes"].as_u64(), stat["mode"].as_str()),
+        (Some(1_000_003), Some("0640")),
+        "{stat}"
+    );
+    assert_eq!(
+        host.sh("files", "stat -c %U /home/user/blob"),
+        "user",
+        "a new file is its directory's owner's"
+    );
 
     let lines: String = (1..=100).map(|n| format!("line {n}\n")).collect();
     let _ = host.run_with_input(&["file", "write", "files", "/tmp/lines"], lines.as_bytes());
     assert_eq!(host.ok(&["file", "read", "files", "/tmp/lines", "--offset", "7", "--limit", "6"]), "line 2");
     assert_eq!(host.ok(&["file", "read", "files", "/tmp/lines", "--lines", "10:2"]), "line 10\nline 11\n");
     let names = host.json(&["file", "ls", "files", "/home/user"]);
-    let names: Vec<&str> = names.as_array().unwrap().iter().filter_map(|entry| entry["name"].as_str()).collect();
+    let names: Vec<&str> =
+        names.as_array().unwrap().iter().filter_map(|entry| entry["name"].as_str()).collect();
     assert!(names.contains(&"blob") && names.contains(&"placed"), "{names:?}");
 
     host.refused(&["file", "read", "files", "/home/user"], 1, &["/home/user", "directory"]);
@@ -43,10 +54,11 @@ fn files_go_in_and_come_out_as_they_are() {
 #[test]
 fn a_write_that_is_cut_off_or_does_not_fit_leaves_the_old_file_and_nothing_else() {
     let host = TestHost::start(BHATTI);
-    let _ = host.ok(&["create", "--name", "cut"]);
+    host.ok(&["create", "--name", "cut"]);
     let _ = host.run_with_input(&["file", "write", "cut", "/home/user/old"], b"old content");
     // The client is killed in the middle.
-    let mut child = host.command(&["file", "write", "cut", "/home/user/old"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        host.command(&["file", "write", "cut", "/home/user/old"]).stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(&vec![1u8; 1 << 20]).unwrap();
     child.kill().unwrap();
@@ -71,7 +83,7 @@ fn a_write_that_is_cut_off_or_does_not_fit_leaves_the_old_file_and_nothing_else(
 fn a_gibibyte_streams_through_flat_memory() {
     const GIB: u64 = 1 << 30;
     let host = TestHost::start(BHATTI);
-    let _ = host.ok(&["create", "--name", "big", "--disk-size", "3072", "--memory", "256"]);
+    host.ok(&["create", "--name", "big", "--disk-size", "3072", "--memory", "256"]);
     let before = rss_kib(host.daemon().pid());
     let mut child =
         host.command(&["file", "write", "big", "/home/user/big"]).stdin(Stdio::piped()).spawn().unwrap();
@@ -108,13 +120,13 @@ fn rss_kib(pid: u32) -> u64 {
 #[test]
 fn a_disk_that_was_asked_larger_is_larger_inside_too() {
     let host = TestHost::start(BHATTI);
-    let _ = host.ok(&["create", "--name", "wide", "--disk-size", "3000"]);
+    host.ok(&["create", "--name", "wide", "--disk-size", "3000"]);
     let mib = |script: &str| host.sh("wide", script).parse::<u64>().unwrap();
     let size = "df -BM --output=size / | tail -1 | tr -dc 0-9";
     assert!(mib(size) > 2700, "{}", mib(size));
-    let _ = host.ok(&["stop", "wide"]);
+    host.ok(&["stop", "wide"]);
     assert!(mib(size) > 2700);
     host.kill_vmms();
-    let _ = host.ok(&["start", "wide"]);
+    host.ok(&["start", "wide"]);
     assert!(mib(size) > 2700, "after a boot from the disk");
 }

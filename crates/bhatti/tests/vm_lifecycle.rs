@@ -22,18 +22,30 @@ fn everything_in_the_guest_survives_five_rounds_of_sleep() {
 
     host.sh("five", "echo secret-in-ram > /dev/shm/nonce; echo on-disk > ~/kept; echo tmp > /tmp/kept");
     let detached = host.json(&[
-        "exec", "five", "--detach", "--", "sh", "-c",
+        "exec",
+        "five",
+        "--detach",
+        "--",
+        "sh",
+        "-c",
         "n=0; while :; do n=$((n+1)); echo $n > /dev/shm/counter; sleep 0.05; done",
     ]);
     let counter_pid = detached["pid"].as_u64().expect("a pid");
     // A shell session with a variable that only its own memory has.
-    let shell = host.run_with_input(&["shell", "five", "--new"], b"marker=in-the-shell\necho ready-$marker\n\x1c");
-    assert!(shell.text().contains("ready-in-the-shell"), "{}{}", shell.text(), shell.stderr);
+    let mut shell = host.on_terminal(&["shell", "five", "--new"]);
+    shell.send("marker=in-the-shell; echo ready-$marker\n");
+    shell.wait_for("ready-in-the-shell");
+    shell.send("\x1c");
+    assert_eq!(shell.end().0, 0);
 
     let mut last = 0u64;
     for round in 1..=5 {
         let stopped = host.json(&["stop", "five"]);
-        assert_eq!((&stopped["thermal"], &stopped["status"]), (&json!("cold"), &json!("stopped")), "{stopped}");
+        assert_eq!(
+            (&stopped["thermal"], &stopped["status"]),
+            (&json!("cold"), &json!("stopped")),
+            "{stopped}"
+        );
         assert!(host.vmm_pids().is_empty(), "the VMM is gone in round {round}");
         let dir = host.sandbox_dir("five");
         assert_eq!(std::fs::metadata(dir.join("mem.snap")).unwrap().len(), 512 << 20, "the logical size");
@@ -51,14 +63,16 @@ fn everything_in_the_guest_survives_five_rounds_of_sleep() {
         // It goes on counting: asked until it has, for as long as the test may take.
         last = (0..1000).map(|_| count()).find(|&next| next > now).expect("the counter counts");
     }
-    let back = host.run_with_input(&["shell", "five"], b"echo still-$marker\nexit\n");
-    assert!(back.text().contains("still-in-the-shell"), "{}{}", back.text(), back.stderr);
+    let mut shell = host.on_terminal(&["shell", "five"]);
+    shell.send("echo still-$marker; exit\n");
+    let (code, seen) = shell.end();
+    assert!(code == 0 && seen.contains("still-in-the-shell"), "{code}: {seen}");
 }
 
 #[test]
 fn stop_and_start_are_no_ops_where_there_is_nothing_to_do() {
     let host = TestHost::start(BHATTI);
-    let _ = host.ok(&["create", "--name", "idem"]);
+    host.ok(&["create", "--name", "idem"]);
     assert_eq!(host.json(&["start", "idem"])["changed"], false);
     assert_eq!(host.json(&["stop", "idem"])["changed"], true);
     assert_eq!(host.json(&["stop", "idem"])["changed"], false);
@@ -66,7 +80,7 @@ fn stop_and_start_are_no_ops_where_there_is_nothing_to_do() {
     let again = host.json(&["create", "--name", "idem"]);
     assert_eq!(again["changed"], false, "{again}");
     host.refused(&["create", "--name", "idem", "--memory", "640"], 1, &["idem", "512 MiB"]);
-    let _ = host.ok(&["destroy", "idem"]);
+    host.ok(&["destroy", "idem"]);
     host.refused(&["exec", "idem", "--", "true"], 1, &["no sandbox", "idem"]);
     assert!(host.vmm_pids().is_empty());
     assert_eq!(std::fs::read_dir(host.data_dir().join("sandboxes")).unwrap().count(), 0, "nothing is left");
@@ -77,7 +91,7 @@ fn clones_of_one_template_are_nobodys_twins() {
     let host = TestHost::start(BHATTI);
     let mut seen: Vec<Vec<String>> = Vec::new();
     for name in ["twin-a", "twin-b", "twin-c"] {
-        let _ = host.ok(&["create", "--name", name]);
+        host.ok(&["create", "--name", name]);
         let facts = host.sh(name, "cat /etc/machine-id; head -c 32 /dev/urandom | base64; cat /proc/sys/kernel/random/uuid; hostname; date +%s");
         let facts: Vec<String> = facts.lines().map(str::to_owned).collect();
         assert_eq!(facts[3], name, "the host name");
@@ -92,7 +106,7 @@ fn clones_of_one_template_are_nobodys_twins() {
         assert_eq!(distinct.len(), seen.len(), "column {column} repeats: {seen:?}");
     }
     // The clock is right after a sleep, too, and the machine id stays.
-    let _ = host.ok(&["stop", "twin-a"]);
+    host.ok(&["stop", "twin-a"]);
     let woken = host.sh("twin-a", "cat /etc/machine-id; date +%s");
     let (id, time) = woken.split_once('\n').unwrap();
     assert_eq!(id, seen[0][0]);
@@ -103,15 +117,16 @@ fn clones_of_one_template_are_nobodys_twins() {
 #[test]
 fn fifty_execs_at_once_on_a_cold_sandbox_wake_it_once() {
     let host = TestHost::start(BHATTI);
-    let _ = host.ok(&["create", "--name", "crowd"]);
-    let _ = host.ok(&["stop", "crowd"]);
+    host.ok(&["create", "--name", "crowd"]);
+    host.ok(&["stop", "crowd"]);
     let before = host.json(&["inspect", "crowd"])["generation"].as_u64().unwrap();
     thread::scope(|scope| {
         let execs: Vec<_> = (0..50)
             .map(|n| {
                 let host = &host;
                 scope.spawn(move || {
-                    let reply = host.post("/sandboxes/crowd/exec", &json!({ "cmd": ["echo", n.to_string()] }));
+                    let reply =
+                        host.post("/sandboxes/crowd/exec", &json!({ "cmd": ["echo", n.to_string()] }));
                     (n, reply)
                 })
             })
@@ -130,7 +145,7 @@ fn fifty_execs_at_once_on_a_cold_sandbox_wake_it_once() {
 #[test]
 fn ten_thousand_commands_all_end_with_zero() {
     let host = TestHost::start(BHATTI);
-    let _ = host.ok(&["create", "--name", "many"]);
+    host.ok(&["create", "--name", "many"]);
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -148,7 +163,13 @@ fn ten_thousand_commands_all_end_with_zero() {
 #[test]
 fn a_killed_vmm_means_a_boot_from_the_disk_that_says_so() {
     let host = TestHost::start(BHATTI);
-    let _ = host.ok(&["create", "--name", "crash", "--file", &format!("{}:/etc/placed", file!().replace("crates/bhatti/", ""))]);
+    host.ok(&[
+        "create",
+        "--name",
+        "crash",
+        "--file",
+        &format!("{}:/etc/placed", file!().replace("crates/bhatti/", "")),
+    ]);
     host.sh("crash", "echo kept > ~/synced; sync; echo gone > /dev/shm/nonce; sudo sh -c 'echo changed > /etc/placed'; sync");
     let id = host.sh("crash", "cat /etc/machine-id");
     host.kill_vmms();
@@ -157,12 +178,15 @@ fn a_killed_vmm_means_a_boot_from_the_disk_that_says_so() {
     assert!(started.stderr.contains("booted from its disk"), "it is said: {:?}", started.stderr);
     let view = host.json(&["inspect", "crash"]);
     assert_eq!(view["boot"], "cold_boot", "{view}");
-    assert_eq!(host.sh("crash", "cat ~/synced /etc/placed; ls /dev/shm/nonce 2>&1 | head -1"), "kept\nchanged\nls: cannot access '/dev/shm/nonce': No such file or directory");
+    assert_eq!(
+        host.sh("crash", "cat ~/synced /etc/placed; ls /dev/shm/nonce 2>&1 | head -1"),
+        "kept\nchanged\nls: cannot access '/dev/shm/nonce': No such file or directory"
+    );
     assert_eq!(host.sh("crash", "cat /etc/machine-id"), id, "the same machine");
     assert_eq!(host.sh("crash", "hostname"), "crash");
     // And it sleeps and wakes like any other, though it has no template under it.
     host.sh("crash", "echo again > /dev/shm/nonce");
-    let _ = host.ok(&["stop", "crash"]);
+    host.ok(&["stop", "crash"]);
     assert_eq!(nonce(&host, "crash"), "again");
     let events = host.json(&["events"]);
     let kinds: Vec<&str> = events.as_array().unwrap().iter().filter_map(|e| e["kind"].as_str()).collect();
@@ -174,12 +198,16 @@ fn a_killed_vmm_means_a_boot_from_the_disk_that_says_so() {
 #[test]
 fn a_restarted_daemon_takes_over_what_runs_and_what_sleeps() {
     let mut host = TestHost::start(BHATTI);
-    let _ = host.ok(&["create", "--name", "alive", "--label", "tier=a", "--keep-hot"]);
-    let _ = host.ok(&["create", "--name", "asleep"]);
+    host.ok(&["create", "--name", "alive", "--label", "tier=a", "--keep-hot"]);
+    host.ok(&["create", "--name", "asleep"]);
     host.sh("alive", "echo here > /dev/shm/nonce");
     host.sh("asleep", "echo there > /dev/shm/nonce");
-    let _ = host.ok(&["stop", "asleep"]);
-    let vmm = host.vmm_pids().into_iter().filter(|&pid| u32::try_from(pid).unwrap() != host.daemon().pid()).collect::<Vec<_>>();
+    host.ok(&["stop", "asleep"]);
+    let vmm = host
+        .vmm_pids()
+        .into_iter()
+        .filter(|&pid| u32::try_from(pid).unwrap() != host.daemon().pid())
+        .collect::<Vec<_>>();
     host.kill_daemon();
     host.start_daemon();
     let list: Vec<Value> = serde_json::from_value(host.json(&["list"])).unwrap();
@@ -205,10 +233,19 @@ fn a_restarted_daemon_takes_over_what_runs_and_what_sleeps() {
 #[test]
 fn a_guest_that_powers_off_is_stopped_and_boots_again() {
     let host = TestHost::start(BHATTI);
-    let _ = host.ok(&["create", "--name", "off"]);
+    host.ok(&["create", "--name", "off"]);
     host.sh("off", "echo kept > ~/kept");
     let events = host.follow_events();
-    let _ = host.run(&["exec", "off", "--user", "root", "--", "sh", "-c", "sync; echo o > /proc/sysrq-trigger; sleep 60"]);
+    let _ = host.run(&[
+        "exec",
+        "off",
+        "--user",
+        "root",
+        "--",
+        "sh",
+        "-c",
+        "sync; echo o > /proc/sysrq-trigger; sleep 60",
+    ]);
     events.wait_for("sandbox.powered_off");
     assert_eq!(host.json(&["inspect", "off"])["status"], "stopped");
     assert_eq!(host.sh("off", "cat ~/kept"), "kept");

@@ -23,7 +23,11 @@ fn a_create_that_cannot_be_is_refused_and_leaves_nothing() {
     host.refused(&["create", "--name", "x", "--memory", "99999999"], 1, &["memory"]);
     host.refused(&["create", "--name", "x", "--cpus", "0"], 1, &["cpus 0", "use 1 to"]);
     host.refused(&["create", "--name", "x", "--cpus", "4096"], 1, &["cpus 4096"]);
-    host.refused(&["create", "--name", "x", "--disk-size", "10"], 1, &["smaller than the image", "only grow"]);
+    host.refused(
+        &["create", "--name", "x", "--disk-size", "10"],
+        1,
+        &["smaller than the image", "only grow"],
+    );
     host.refused(&["create", "--name", "x", "--disk-size", "0"], 1, &["disk size"]);
     assert_eq!(host.run(&["create", "--name", "x", "--cpus", "many"]).code, 2);
     assert_eq!(host.run(&["create", "--no-such-flag"]).code, 2);
@@ -38,9 +42,9 @@ fn a_create_that_cannot_be_is_refused_and_leaves_nothing() {
 fn a_damaged_memory_image_is_refused_by_name_and_the_disk_still_boots() {
     let host = TestHost::start(BHATTI);
     for (name, file) in [("flip-mem", "mem.snap"), ("flip-vm", "vm.snap")] {
-        let _ = host.ok(&["create", "--name", name]);
+        host.ok(&["create", "--name", name]);
         host.sh(name, "echo kept > ~/kept; sync; head -c 3000000 /dev/urandom > /dev/shm/noise");
-        let _ = host.ok(&["stop", name]);
+        host.ok(&["stop", name]);
         let path = host.sandbox_dir(name).join(file);
         flip(&path, if file == "mem.snap" { 900_000 } else { 5_000 });
         host.refused(&["exec", name, "--", "true"], 1, &[file, "--discard-memory"]);
@@ -48,10 +52,10 @@ fn a_damaged_memory_image_is_refused_by_name_and_the_disk_still_boots() {
         host.refused(&["start", name], 1, &[file, "--discard-memory"]);
         assert_eq!(host.json(&["inspect", name])["status"], "error");
         assert!(host.vmm_pids().is_empty(), "no VMM is left");
-        let _ = host.ok(&["start", name, "--discard-memory"]);
+        host.ok(&["start", name, "--discard-memory"]);
         assert_eq!(host.sh(name, "cat ~/kept"), "kept");
         assert_eq!(host.json(&["inspect", name])["boot"], "cold_boot");
-        let _ = host.ok(&["destroy", name]);
+        host.ok(&["destroy", name]);
     }
     nothing_left(&host);
 }
@@ -105,7 +109,9 @@ fn without_a_set_up_the_way_to_it_is_named() {
 #[test]
 fn features_of_later_releases_are_refused_by_name() {
     let host = TestHost::start(BHATTI);
-    for field in [json!({"from": "x"}), json!({"secrets": ["x"]}), json!({"volumes": [{"name": "v", "mount": "/v"}]})] {
+    for field in
+        [json!({"from": "x"}), json!({"secrets": ["x"]}), json!({"volumes": [{"name": "v", "mount": "/v"}]})]
+    {
         let (status, reply) = host.post("/sandboxes", &field);
         assert_eq!(status, 400, "{reply}");
         let name = field.as_object().unwrap().keys().next().unwrap().clone();

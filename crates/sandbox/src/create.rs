@@ -23,7 +23,10 @@ use crate::timing::Stopwatch;
 use crate::view::Timings;
 
 /// Makes the sandbox and its running machine. What was made is removed again when any step fails.
-pub(crate) async fn create(services: &Arc<Services>, spec: SandboxSpec) -> Result<(Actor, Timings)> {
+pub(crate) async fn create(
+    services: &Arc<Services>,
+    spec: SandboxSpec,
+) -> Result<(Actor, Timings, Vec<String>)> {
     let mut watch = Stopwatch::start();
     let wish = wish(services, &spec).await?;
     let disk_size = disk_size(&spec, &wish)?;
@@ -38,8 +41,8 @@ pub(crate) async fn create(services: &Arc<Services>, spec: SandboxSpec) -> Resul
     watch.lap("disk");
     let grow = disk_size > image_size(&wish);
     let made = start(services, &dir, &manifest, &template, grow, &mut watch).await;
-    let running = match made {
-        Ok(running) => running,
+    let (running, warnings) = match made {
+        Ok(made) => made,
         Err(error) => {
             let gone = blocking(move || Ok(dir.destroy()?)).await;
             if let Err(left) = gone {
@@ -62,7 +65,7 @@ pub(crate) async fn create(services: &Arc<Services>, spec: SandboxSpec) -> Resul
     actor.index()?;
     let detail = json!({ "template": found == Found::Made, "clone": clone, "total_ms": timings.total_ms() });
     actor.event("created", detail);
-    Ok((actor, timings))
+    Ok((actor, timings, warnings))
 }
 
 /// An owner for a sandbox that is on disk and has no machine.
@@ -183,7 +186,6 @@ fn manifest(
         ram_base: template.ram_base(),
         machine: template.spec.machine.clone(),
         memory: None,
-        first_boot_done: true,
     }
 }
 
@@ -200,7 +202,7 @@ async fn stage(
     blocking(move || {
         let staged = store.stage_sandbox(&manifest.id)?;
         let cloned = staged.clone_root_from_template(&template)?;
-        let drive = image::ConfigDrive { env: &env, init: init.as_deref(), place_files: true, files: &files };
+        let drive = image::ConfigDrive { env: &env, init: init.as_deref(), files: &files };
         image::config_drive(&staged.config_path(), &drive)?;
         Ok((staged.commit(&manifest)?, cloned))
     })
@@ -215,7 +217,7 @@ async fn start(
     template: &TemplateRecord,
     grow: bool,
     watch: &mut Stopwatch,
-) -> Result<Running> {
+) -> Result<(Running, Vec<String>)> {
     let qemu = services.qemu().await?;
     let (store, locked, record, wanted) =
         (services.store.clone(), dir.clone(), template.clone(), manifest.clone());
@@ -242,14 +244,11 @@ async fn start(
         let pad = !template.spec.detached;
         let (guest, welcome) =
             launch::attach(&machine, Some(identity), pad, grow, services.config.boot_timeout).await?;
-        for warning in &welcome.warnings {
-            tracing::warn!(sandbox = %manifest.name, warning, "the guest says");
-        }
         watch.lap("attach");
-        Ok(guest)
+        Ok((guest, welcome.warnings))
     };
     match brought_up.await {
-        Ok(guest) => Ok(Running::new(machine, guest)),
+        Ok((guest, warnings)) => Ok((Running::new(machine, guest), warnings)),
         Err(error) => {
             machine.kill().await?;
             Err(error)

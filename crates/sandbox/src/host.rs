@@ -136,8 +136,8 @@ impl Host {
         // Made in a task of its own, so that a caller who goes away leaves a whole sandbox or none.
         let host = self.clone();
         let made = self.inner.owners.spawn(async move {
-            let (actor, timings) = crate::create::create(&host.inner.services, spec).await?;
-            let mut report = actor.report(true, timings, Vec::new());
+            let (actor, timings, warnings) = crate::create::create(&host.inner.services, spec).await?;
+            let mut report = actor.report(true, timings, warnings);
             report.created = true;
             host.adopt(actor);
             Ok(report)

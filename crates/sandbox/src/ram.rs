@@ -22,6 +22,10 @@ impl PageSource for Ram {
     fn read(&self, at: RamOffset, buf: &mut [u8]) -> io::Result<()> {
         self.0.read(at, buf)
     }
+
+    fn read_runs(&self, runs: &[RamRun], buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_runs(runs, buf)
+    }
 }
 
 impl PageSink for Ram {

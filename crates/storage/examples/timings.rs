@@ -168,7 +168,6 @@ fn round(
         ram_base: template.ram_base(),
         machine: machine(),
         memory: None,
-        first_boot_done: true,
     };
     let dir = clock.time("create: commit", || staged.commit(&manifest)).unwrap();
     let header = MemoryHeader { generation: 1, base: manifest.ram_base.id() };

@@ -143,8 +143,6 @@ pub struct Manifest {
     pub machine: MachineRecord,
     /// The memory image; there is one if and only if the state is cold.
     pub memory: Option<MemoryRecord>,
-    /// Whether the config drive's files have been placed.
-    pub first_boot_done: bool,
 }
 
 pub(crate) const FORMAT: Format = Format { name: "bhatti-sandbox", version: 1 };
@@ -240,7 +238,6 @@ mod tests {
                 vm_bytes: Bytes(127_110),
                 detached: true,
             }),
-            first_boot_done: true,
         }
     }
 

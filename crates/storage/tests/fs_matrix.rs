@@ -141,7 +141,6 @@ fn sandbox(store: &Store, template: &TemplateRecord) -> (SandboxDir, Manifest) {
         ram_base: template.ram_base(),
         machine: machine(),
         memory: None,
-        first_boot_done: false,
     };
     (staged.commit(&manifest).unwrap(), manifest)
 }

@@ -141,9 +141,15 @@ impl TestHost {
     /// The command line, ready to be given more.
     #[must_use]
     pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
-        let mut command = Command::new(&self.program);
-        command.env("BHATTI_DATA_DIR", self.dir.path()).env_remove("BHATTI_URL").env_remove("BHATTI_TOKEN");
+        let mut command = self.command_of(&self.program);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Another program, in the surroundings of this host.
+    pub(crate) fn command_of(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env("BHATTI_DATA_DIR", self.dir.path()).env_remove("BHATTI_URL").env_remove("BHATTI_TOKEN");
         command
     }
 
@@ -169,7 +175,6 @@ impl TestHost {
     }
 
     /// Runs the command line, which must succeed, and gives its standard output.
-    #[must_use]
     pub fn ok<S: AsRef<OsStr> + std::fmt::Debug>(&self, args: &[S]) -> String {
         let outcome = self.run(args);
         assert!(outcome.code == 0, "{args:?} gave {}: {}{}", outcome.code, outcome.text(), outcome.stderr);
@@ -202,7 +207,6 @@ impl TestHost {
     }
 
     /// Runs `sh -c SCRIPT` in the sandbox, which must succeed, and gives its output without the last newline.
-    #[must_use]
     pub fn sh(&self, sandbox: &str, script: &str) -> String {
         self.ok(&["exec", sandbox, "--", "sh", "-c", script]).trim_end_matches('\n').to_owned()
     }

@@ -9,7 +9,9 @@
 mod daemon;
 mod host;
 mod http;
+mod terminal;
 
 pub use daemon::Daemon;
 pub use host::{Outcome, TestHost};
 pub use http::Events;
+pub use terminal::Terminal;

@@ -1,0 +1,158 @@
+//! A daemon of the bench's own, over hard links to what was set up, and its API.
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::Options;
+use crate::error::{During as _, Error, Result};
+
+/// A running daemon; it, its machines and its data directory go when this is dropped.
+pub(crate) struct Daemon {
+    child: Child,
+    agent: ureq::Agent,
+    url: String,
+    key: String,
+    dir: TempDir,
+}
+
+impl Daemon {
+    pub(crate) fn start(options: &Options, progress: &dyn Fn(&str)) -> Result<Self> {
+        progress("starting a daemon over what was set up");
+        let prepared = storage::Store::open(&options.data_dir).during("opening the data directory")?;
+        let dir = tempfile::Builder::new()
+            .prefix(".bench-")
+            .tempdir_in(prepared.root())
+            .during("making a data directory for the bench")?;
+        prepared.link_into(dir.path()).during("linking what was set up; run `bhatti setup` first")?;
+        let log = File::create(dir.path().join("serve.log")).during("making a log")?;
+        let mut child = Command::new(&options.program)
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .env("BHATTI_DATA_DIR", dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .during("starting `bhatti serve`")?;
+        let stdout =
+            child.stdout.take().ok_or_else(|| Error::new("starting `bhatti serve`", "it has no output"))?;
+        let ready = BufReader::new(stdout)
+            .lines()
+            .map_while(|line| line.ok())
+            .find(|line| line.contains("ready on "));
+        let url = ready
+            .as_deref()
+            .and_then(|line| line.split_whitespace().find(|word| word.starts_with("http://")));
+        let Some(url) = url.map(str::to_owned) else {
+            child.wait().during("waiting for `bhatti serve`")?;
+            let log = fs::read_to_string(dir.path().join("serve.log")).unwrap_or_default();
+            return Err(Error::new("starting `bhatti serve`", log));
+        };
+        let key = fs::read_to_string(dir.path().join("admin.key")).during("reading the admin key")?;
+        let config = ureq::Agent::config_builder().http_status_as_error(false).build();
+        let daemon = Self { child, agent: config.into(), url, key: key.trim().to_owned(), dir };
+        // The template and the accelerator's proof are there before anything is timed.
+        daemon.post("/sandboxes", &json!({ "name": "first" }))?;
+        daemon.delete("first")?;
+        Ok(daemon)
+    }
+
+    pub(crate) fn data_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        let reply = self
+            .agent
+            .post(format!("{}{path}", self.url))
+            .header("Authorization", self.bearer())
+            .send_json(body);
+        self.read(path, reply)
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Result<Value> {
+        let reply =
+            self.agent.get(format!("{}{path}", self.url)).header("Authorization", self.bearer()).call();
+        self.read(path, reply)
+    }
+
+    pub(crate) fn delete(&self, sandbox: &str) -> Result<()> {
+        let url = format!("{}/sandboxes/{sandbox}", self.url);
+        let reply =
+            self.agent.delete(url).header("Authorization", self.bearer()).call().during("destroying")?;
+        if reply.status().is_success() { Ok(()) } else { Err(Error::new("destroying", reply.status())) }
+    }
+
+    /// A command's exit status, which must be 0, and the time from request to answer.
+    pub(crate) fn exec(&self, sandbox: &str, cmd: &[&str]) -> Result<(Duration, String)> {
+        let began = Instant::now();
+        let reply = self.post(&format!("/sandboxes/{sandbox}/exec"), &json!({ "cmd": cmd }))?;
+        let took = began.elapsed();
+        if reply["exit_code"] != 0 {
+            return Err(Error::new(format!("{cmd:?}"), reply));
+        }
+        Ok((took, reply["stdout"].as_str().unwrap_or_default().to_owned()))
+    }
+
+    /// The directory of a sandbox.
+    pub(crate) fn sandbox_dir(&self, name: &str) -> Result<PathBuf> {
+        let view = self.get(&format!("/sandboxes/{name}"))?;
+        let id = view["id"].as_str().ok_or_else(|| Error::new("inspecting", &view))?;
+        Ok(self.dir.path().join("sandboxes").join(id))
+    }
+
+    pub(crate) fn describe(&self) -> Result<Vec<(String, String)>> {
+        let version = self.get("/version")?;
+        let word = |key: &str| version[key].as_str().unwrap_or_default().to_owned();
+        let kernel =
+            fs::read_to_string("/proc/sys/kernel/osrelease").during("reading the kernel's release")?;
+        let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+        let store = storage::Store::open(self.dir.path()).during("opening the data directory")?;
+        let filesystem = store.probe().during("probing the filesystem")?;
+        Ok(vec![
+            ("bhatti".to_owned(), word("version")),
+            (
+                "host".to_owned(),
+                format!("{} x {}", vm::host_cpus(), cpu.trim_start_matches([' ', '\t', ':'])),
+            ),
+            ("kernel".to_owned(), kernel.trim().to_owned()),
+            ("vmm".to_owned(), format!("{}, {}", word("vmm"), word("accel"))),
+            ("filesystem".to_owned(), filesystem.fs_type),
+            ("when".to_owned(), types::Timestamp::now().to_string()),
+        ])
+    }
+
+    fn bearer(&self) -> String {
+        format!("Bearer {}", self.key)
+    }
+
+    fn read(
+        &self,
+        path: &str,
+        reply: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<Value> {
+        let mut reply = reply.during(path)?;
+        let status = reply.status();
+        let body: Value = reply.body_mut().with_config().limit(64 << 20).read_json().during(path)?;
+        if status.is_success() { Ok(body) } else { Err(Error::new(path, body["error"]["message"].clone())) }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Destroyed by the daemon, so that no VMM is left; what fails here fails on the way out and has nobody to tell.
+        if let Ok(Value::Array(sandboxes)) = self.get("/sandboxes") {
+            for id in sandboxes.iter().filter_map(|sandbox| sandbox["id"].as_str()) {
+                let _gone = self.delete(id);
+            }
+        }
+        let _killed = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}

@@ -1,0 +1,95 @@
+//! What a sleeping sandbox costs on disk, and what five readers of one image cost in the page cache.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::Options;
+use crate::daemon::Daemon;
+use crate::error::{During as _, Error, Result};
+use crate::sample::{Sample, mib};
+use crate::table::{Row, Target};
+
+/// Reads 150 MiB of files of the image, always the same ones.
+const READ: &str = "cd / && tar cf - --sort=name usr bin/.. 2>/dev/null | head -c 157286400 | wc -c";
+const READERS: usize = 5;
+
+pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: &dyn Fn(&str)) -> Result<Vec<Row>> {
+    let mut cold = Sample::default();
+    for run in 1..=options.runs {
+        progress(&format!("bytes of a cold sandbox: run {run} of {}", options.runs));
+        daemon.post("/sandboxes", &json!({ "name": "bytes" }))?;
+        daemon.exec("bytes", &["true"])?;
+        daemon.post("/sandboxes/bytes/stop", &json!({}))?;
+        cold.push(mib(allocated(&daemon.sandbox_dir("bytes")?)?));
+        daemon.delete("bytes")?;
+    }
+    progress("page cache of one reader and of five");
+    let names: Vec<String> = (1..=READERS).map(|n| format!("reader-{n}")).collect();
+    for name in &names {
+        daemon.post("/sandboxes", &json!({ "name": name }))?;
+    }
+    let before = cached(daemon)?;
+    let mut after = Vec::new();
+    for name in &names {
+        daemon.exec(name, &["sh", "-c", READ])?;
+        after.push(cached(daemon)?.saturating_sub(before));
+    }
+    for name in &names {
+        daemon.delete(name)?;
+    }
+    let (one, five) = (after[0], after[READERS - 1]);
+    Ok(vec![
+        Row {
+            step: "a cold idle sandbox, all its files",
+            unit: "MiB",
+            ours: cold,
+            reference: "",
+            theirs: Sample::default(),
+            target: Target::AtMost(3.0),
+        },
+        Row {
+            step: "page cache, 5 sandboxes read 150 MiB",
+            unit: "MiB",
+            ours: Sample { values: vec![mib(five)] },
+            reference: "1 sandbox",
+            theirs: Sample { values: vec![mib(one)] },
+            target: Target::AtMostTimes(1.3),
+        },
+    ])
+}
+
+/// Allocated bytes of a directory's files and of itself.
+fn allocated(dir: &Path) -> Result<u64> {
+    let mut total = fs::metadata(dir).during("looking at the sandbox")?.blocks() * 512;
+    for entry in fs::read_dir(dir).during("looking at the sandbox")? {
+        total += entry.and_then(|entry| entry.metadata()).during("looking at the sandbox")?.blocks() * 512;
+    }
+    Ok(total)
+}
+
+/// Bytes in the page cache of every image and every sandbox's root disk (fincore(1) of util-linux).
+fn cached(daemon: &Daemon) -> Result<u64> {
+    let mut command = Command::new("fincore");
+    command.args(["--bytes", "--raw", "--noheadings", "--output", "RES"]);
+    for dir in ["images/objects", "sandboxes"] {
+        for entry in fs::read_dir(daemon.data_dir().join(dir)).during("looking for disks")? {
+            let path = entry.during("looking for disks")?.path();
+            if path.extension().is_some_and(|kind| kind == "ext4") {
+                command.arg(path);
+            } else if path.is_dir() {
+                let disks = ["rootfs.qcow2", "rootfs.ext4"].map(|name| path.join(name));
+                command.args(disks.iter().filter(|disk| disk.exists()));
+            }
+        }
+    }
+    let output = command.output().during("running fincore")?;
+    if !output.status.success() {
+        return Err(Error::new("fincore", String::from_utf8_lossy(&output.stderr)));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.split_whitespace().map(|number| number.parse::<u64>().during("reading fincore's output")).sum()
+}

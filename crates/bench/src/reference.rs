@@ -1,0 +1,174 @@
+//! What there is without bhatti: a machine of the same shape that boots, and QEMU's own migration to and from a file.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use guest::{AttachOptions, ExecEvent, Guest};
+use storage::{KernelRecord, Store, layout};
+use types::{Accel, Arch, ContentId, Mebibytes, StorageLayout};
+use vm::{Machine, MachineSpec, Qemu, RootDisk};
+
+use crate::error::{During as _, Error, Result};
+
+/// Size of the guest that everything is compared on.
+const MEMORY: Mebibytes = Mebibytes(512);
+
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// What one life of a plain machine took.
+pub(crate) struct Life {
+    /// From the start of its VMM to the end of its first command.
+    pub(crate) boot: Duration,
+    /// From the order to migrate until the file is whole, as QEMU comes (128 MiB/s at most).
+    pub(crate) save: Duration,
+    /// The same without that limit.
+    pub(crate) save_uncapped: Duration,
+    /// The file's allocated size.
+    pub(crate) saved_bytes: u64,
+    /// From the start of a VMM that loads the file to the end of its first command.
+    pub(crate) load: Duration,
+}
+
+/// The parts of a plain machine.
+pub(crate) struct Reference {
+    store: Store,
+    qemu: Qemu,
+    kernel: KernelRecord,
+    image: storage::ImageRecord,
+    accel: Accel,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Reference {
+    pub(crate) fn new(data_dir: &Path) -> Result<Self> {
+        let store = Store::open(data_dir).during("opening the data directory")?;
+        let arch = Arch::host();
+        let name = "minimal".parse().during("naming the image")?;
+        let templates = store.templates().list().during("looking for a template")?;
+        let template = templates.into_iter().find_map(|(_, template)| template.ok());
+        let accel =
+            template.ok_or_else(|| Error::new("looking for a template", "there is none"))?.spec.machine.accel;
+        Ok(Self {
+            qemu: Qemu::discover(None, arch).during("looking for QEMU")?,
+            kernel: store.kernel().get(arch).during("looking for the kernel")?,
+            image: store.images().resolve(&name, arch).during("looking for the image")?,
+            accel,
+            runtime: tokio::runtime::Runtime::new().during("starting a runtime")?,
+            store,
+        })
+    }
+
+    fn spec(&self, incoming: bool) -> Result<MachineSpec> {
+        let arch = Arch::host();
+        Ok(MachineSpec {
+            arch,
+            accel: self.accel,
+            machine_type: Qemu::machine_type(arch).to_owned(),
+            cpu_model: vm::cpu_model(arch, self.accel).to_owned(),
+            cpus: 1,
+            memory: MEMORY,
+            kernel: self.kernel.vmlinuz_from_machine_dir(),
+            initramfs: self.kernel.initramfs_from_machine_dir(),
+            extra_cmdline: Vec::new(),
+            ram_base: self.store.zero_base(MEMORY).during("making a RAM base")?,
+            ram_base_writable: !self.qemu.opens_base_read_only(),
+            root: Some(RootDisk::Overlay {
+                path: PathBuf::from(layout::root_disk(StorageLayout::Overlay)),
+                base: self.image.path_from_machine_dir(),
+            }),
+            config: Some(PathBuf::from(layout::CONFIG_DRIVE)),
+            incoming,
+        })
+    }
+
+    /// Boots, runs a command, migrates to a file, loads it, runs a command.
+    pub(crate) fn live(&self) -> Result<Life> {
+        // A staging directory that is never committed: gone at the end, whatever happens.
+        let key = ContentId::from_hash(&[0xbe; 32]);
+        let staged =
+            self.store.templates().stage(&key, StorageLayout::Overlay).during("staging a machine")?;
+        let base = self.image.path_from_machine_dir();
+        image::qemu_img_create_overlay(&staged.root_disk_path(), &base, self.image.size)
+            .during("making a disk")?;
+        let env = BTreeMap::new();
+        let drive = image::ConfigDrive { env: &env, init: None, files: &[] };
+        image::config_drive(&staged.dir().join(layout::CONFIG_DRIVE), &drive)
+            .during("making a config drive")?;
+        self.runtime.block_on(self.measured(&staged))
+    }
+
+    async fn measured(&self, staged: &storage::StagedTemplate) -> Result<Life> {
+        let began = Instant::now();
+        let machine = self.launch(staged, false).await?;
+        let outcome = async {
+            first_exec(&machine).await?;
+            let boot = began.elapsed();
+            machine.pause().await.during("pausing")?;
+            let path = staged.dir().join("reference.mig");
+            let (save_uncapped, _) = save(&machine, &path, true).await?;
+            let (save, saved_bytes) = save(&machine, &path, false).await?;
+            Ok((boot, save, save_uncapped, saved_bytes, path))
+        }
+        .await;
+        machine.kill().await.during("ending the VMM")?;
+        let (boot, save, save_uncapped, saved_bytes, path) = outcome?;
+        let file = File::open(&path).during("opening what was saved")?;
+        let began = Instant::now();
+        let machine = self.launch(staged, true).await?;
+        let loaded = async {
+            machine.load_devices(file).await.during("loading what was saved")?;
+            machine.resume().await.during("resuming")?;
+            first_exec(&machine).await?;
+            Ok(began.elapsed())
+        }
+        .await;
+        machine.kill().await.during("ending the VMM")?;
+        Ok(Life { boot, save, save_uncapped, saved_bytes, load: loaded? })
+    }
+
+    async fn launch(&self, staged: &storage::StagedTemplate, incoming: bool) -> Result<Machine> {
+        for socket in [layout::QMP_SOCKET, layout::AGENT_SOCKET] {
+            match std::fs::remove_file(staged.dir().join(socket)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::new(socket, error));
+                }
+                _ => {}
+            }
+        }
+        let lock = staged.lock_root().during("locking the disk")?;
+        let spec = self.spec(incoming)?;
+        Machine::launch(&self.qemu, &spec, staged.dir(), lock).await.during("starting the VMM")
+    }
+}
+
+/// Attaches to the agent and runs `true`.
+async fn first_exec(machine: &Machine) -> Result<()> {
+    let channel = machine.open_channel().await.during("opening the channel")?;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let options = AttachOptions { pad: false, identity: None, grow_root: false, deadline };
+    let (guest, _welcome) = Guest::attach(channel, options).await.during("attaching")?;
+    let exec = wire::Exec { argv: vec!["true".to_owned()], ..wire::Exec::default() };
+    let mut stream = guest.exec(exec).await.during("running `true`")?;
+    while let Some(event) = stream.next().await {
+        if let ExecEvent::Exit(status) = event {
+            if status.code != Some(0) {
+                return Err(Error::new("running `true`", format!("{status:?}")));
+            }
+            return guest.detach(deadline).await.during("detaching");
+        }
+    }
+    Err(Error::new("running `true`", "the stream broke off"))
+}
+
+/// QEMU's own migration of the paused guest into a file; the file's allocated bytes.
+async fn save(machine: &Machine, path: &Path, uncapped: bool) -> Result<(Duration, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let file = File::create(path).during("making the file")?;
+    let kept = file.try_clone().during("keeping the file")?;
+    let began = Instant::now();
+    machine.migrate_to_file(file, uncapped).await.during("migrating to a file")?;
+    kept.sync_all().during("syncing the file")?;
+    Ok((began.elapsed(), kept.metadata().during("looking at the file")?.blocks() * 512))
+}
