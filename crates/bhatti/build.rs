@@ -10,8 +10,7 @@ use std::{env, fs};
 /// What the agent is made of.
 const INPUTS: [&str; 5] = ["crates/agent", "crates/wire", "crates/sys", "Cargo.toml", "Cargo.lock"];
 /// Settings of the user that the nested cargo keeps: where packages are, and how to reach them.
-const KEPT: [&str; 5] =
-    ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_"];
+const KEPT: [&str; 5] = ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_"];
 
 fn main() {
     let workspace = var("CARGO_MANIFEST_DIR").join("../..").canonicalize().unwrap_or_else(|error| {

@@ -8,7 +8,13 @@ use types::{ImageName, SandboxName};
 
 /// Many Linux microVMs on one host: created in a blink, asleep for the price of what they changed.
 #[derive(Debug, Parser)]
-#[command(name = "bhatti", version, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "bhatti",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -185,8 +191,11 @@ impl FromStr for Listen {
         if text == "none" {
             return Ok(Self::None);
         }
-        let text = text.strip_prefix("localhost:").map_or_else(|| text.to_owned(), |p| format!("127.0.0.1:{p}"));
-        text.parse().map(Self::At).map_err(|_| "use ADDRESS:PORT, such as 127.0.0.1:8080, or `none`".to_owned())
+        let text =
+            text.strip_prefix("localhost:").map_or_else(|| text.to_owned(), |p| format!("127.0.0.1:{p}"));
+        text.parse()
+            .map(Self::At)
+            .map_err(|_| "use ADDRESS:PORT, such as 127.0.0.1:8080, or `none`".to_owned())
     }
 }
 
@@ -216,7 +225,8 @@ pub struct FileArg {
 impl FromStr for FileArg {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "use LOCAL:/GUEST/PATH or LOCAL:/GUEST/PATH:MODE, such as run.sh:/root/run.sh:0755".to_owned();
+        let wrong =
+            || "use LOCAL:/GUEST/PATH or LOCAL:/GUEST/PATH:MODE, such as run.sh:/root/run.sh:0755".to_owned();
         // The guest's path begins at the last ":/", so that a local path may have a colon.
         let (local, guest) = text.rsplit_once(":/").ok_or_else(wrong)?;
         let (guest, mode) = match guest.rsplit_once(':') {

@@ -46,14 +46,42 @@ fn what_follows_the_command_belongs_to_the_command() {
 #[test]
 fn create_takes_every_flag_of_the_contract() {
     let Verb::Create(create) = verb(&[
-        "create", "--name", "web", "--image", "minimal", "--cpus", "2", "--memory", "1024", "--disk-size", "4096",
-        "--env", "A=b=c", "--env", "E=", "--secret", "s", "--file", "a:b:/etc/x:0600", "--volume", "v:/data:ro",
-        "--init", "sleep 1", "--keep-hot", "--label", "k=v", "--from", "other",
+        "create",
+        "--name",
+        "web",
+        "--image",
+        "minimal",
+        "--cpus",
+        "2",
+        "--memory",
+        "1024",
+        "--disk-size",
+        "4096",
+        "--env",
+        "A=b=c",
+        "--env",
+        "E=",
+        "--secret",
+        "s",
+        "--file",
+        "a:b:/etc/x:0600",
+        "--volume",
+        "v:/data:ro",
+        "--init",
+        "sleep 1",
+        "--keep-hot",
+        "--label",
+        "k=v",
+        "--from",
+        "other",
     ]) else {
         panic!("create")
     };
     assert_eq!(create.env, [Pair("A".into(), "b=c".into()), Pair("E".into(), String::new())]);
-    assert_eq!(create.file, [FileArg { local: "a:b".into(), guest: "/etc/x".into(), mode: Some("0600".into()) }]);
+    assert_eq!(
+        create.file,
+        [FileArg { local: "a:b".into(), guest: "/etc/x".into(), mode: Some("0600".into()) }]
+    );
     assert_eq!(create.volume, [VolumeArg { name: "v".into(), mount: "/data".into(), read_only: true }]);
     assert_eq!((create.cpus, create.memory, create.disk_size), (2, 1024, Some(4096)));
     assert!(create.keep_hot);
@@ -62,7 +90,10 @@ fn create_takes_every_flag_of_the_contract() {
 #[test]
 fn defaults_are_those_of_the_contract() {
     let Verb::Create(create) = verb(&["create"]) else { panic!("create") };
-    assert_eq!((create.image.as_str(), create.cpus, create.memory, create.disk_size), ("minimal", 1, 512, None));
+    assert_eq!(
+        (create.image.as_str(), create.cpus, create.memory, create.disk_size),
+        ("minimal", 1, 512, None)
+    );
     let Verb::Serve(serve) = verb(&["serve"]) else { panic!("serve") };
     assert_eq!(serve.listen, Listen::At("127.0.0.1:8080".parse().unwrap()));
     assert_eq!((serve.warm_after, serve.cold_after, serve.standby), (30, 1800, 0));

@@ -58,8 +58,9 @@ impl Client {
         };
         let response = self.send(method, path, whole(bytes)).await?;
         let answer = read_answer(response.into_body()).await?;
-        serde_json::from_slice(&answer)
-            .map_err(|error| Failure::new("protocol", format!("{}: the answer makes no sense: {error}", self.daemon)))
+        serde_json::from_slice(&answer).map_err(|error| {
+            Failure::new("protocol", format!("{}: the answer makes no sense: {error}", self.daemon))
+        })
     }
 
     /// Asks with GET.
@@ -87,9 +88,8 @@ impl Client {
         let status = response.status();
         let answer = read_answer(response.into_body()).await?;
         Err(match serde_json::from_slice::<api::ErrorBody>(&answer) {
-            Ok(body) if status == StatusCode::UNAUTHORIZED => {
-                Failure::told(body.error).hint("pass the key in <data-dir>/admin.key with --token or BHATTI_TOKEN")
-            }
+            Ok(body) if status == StatusCode::UNAUTHORIZED => Failure::told(body.error)
+                .hint("pass the key in <data-dir>/admin.key with --token or BHATTI_TOKEN"),
             Ok(body) => Failure::told(body.error),
             Err(_) => Failure::new("protocol", format!("{}: answered {status}; is it bhatti?", self.daemon)),
         })
@@ -142,9 +142,7 @@ pub fn whole(bytes: Bytes) -> Body {
 }
 
 /// A body that is read while it is sent.
-pub fn streamed(
-    chunks: impl futures_util::Stream<Item = std::io::Result<Bytes>> + Send + 'static,
-) -> Body {
+pub fn streamed(chunks: impl futures_util::Stream<Item = std::io::Result<Bytes>> + Send + 'static) -> Body {
     StreamBody::new(chunks.map_ok(Frame::data).boxed()).boxed_unsync()
 }
 

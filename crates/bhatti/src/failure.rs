@@ -101,8 +101,9 @@ mod tests {
 
     #[test]
     fn a_failure_is_one_line_whatever_it_quotes() {
-        let failure = Failure::new("vmm_failed", "guest \"a\": did not boot: Kernel panic\n\n  not syncing\x1b[0m\n")
-            .hint("see `bhatti doctor`");
+        let failure =
+            Failure::new("vmm_failed", "guest \"a\": did not boot: Kernel panic\n\n  not syncing\x1b[0m\n")
+                .hint("see `bhatti doctor`");
         assert_eq!(
             failure.to_string(),
             "error: guest \"a\": did not boot: Kernel panic | not syncing\u{fffd}[0m; see `bhatti doctor`"

@@ -111,6 +111,9 @@ mod tests {
             std::fs::write(path, &text).unwrap();
         }
         let kept = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(kept == text, "docs/cli.md is out of date; BHATTI_BLESS=1 cargo test -p bhatti writes it anew");
+        assert!(
+            kept == text,
+            "docs/cli.md is out of date; BHATTI_BLESS=1 cargo test -p bhatti writes it anew"
+        );
     }
 }

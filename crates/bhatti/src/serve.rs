@@ -32,7 +32,8 @@ pub async fn serve(global: &Global, asked: Serve) -> Result<u8> {
     if asked.cold_after < asked.warm_after {
         return Err(Failure {
             exit: USAGE,
-            ..Failure::new("usage", "--cold-after: is shorter than --warm-after").hint("make it at least as long")
+            ..Failure::new("usage", "--cold-after: is shorter than --warm-after")
+                .hint("make it at least as long")
         });
     }
     log_to_stderr();
@@ -129,7 +130,8 @@ fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("BHATTI_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let started = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
+    let started =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
     // Only a second subscriber in this process could be in the way, and there is none.
     let _first = started.try_init();
 }

@@ -47,7 +47,8 @@ mod tests {
         std::fs::create_dir(&deep).unwrap();
         let path = deep.join("bhatti.sock");
         assert!(std::os::unix::net::UnixListener::bind(&path).is_err());
-        let _listener = std::os::unix::net::UnixListener::bind(ShortPath::new(&path).unwrap().path()).unwrap();
+        let _listener =
+            std::os::unix::net::UnixListener::bind(ShortPath::new(&path).unwrap().path()).unwrap();
         assert!(std::os::unix::net::UnixStream::connect(ShortPath::new(&path).unwrap().path()).is_ok());
     }
 }

@@ -1,7 +1,7 @@
 //! Aligned columns, and sizes and times as people say them.
 
-use types::Timestamp;
 use types::Bytes;
+use types::Timestamp;
 
 /// Lines of a table: a header, then rows of as many cells. The last column is not padded.
 pub fn render(header: &[&str], rows: &[Vec<String>]) -> String {
@@ -81,9 +81,15 @@ mod tests {
     fn ages_and_sizes_are_short() {
         let then = Timestamp(1_700_000_000_000).to_string();
         let after = |seconds: i64| age(&then, Timestamp(1_700_000_000_000 + seconds * 1000));
-        assert_eq!([after(-5), after(59), after(60), after(7200), after(200_000)], ["0s", "59s", "1m", "2h", "2d"]);
+        assert_eq!(
+            [after(-5), after(59), after(60), after(7200), after(200_000)],
+            ["0s", "59s", "1m", "2h", "2d"]
+        );
         assert_eq!(age("?", Timestamp(0)), "?");
         assert_eq!([mebibytes(512), mebibytes(2048), mebibytes(1500)], ["512M", "2G", "1500M"]);
-        assert_eq!([milliseconds(3.21), milliseconds(231.4), milliseconds(27_000.0)], ["3.2 ms", "231 ms", "27.0 s"]);
+        assert_eq!(
+            [milliseconds(3.21), milliseconds(231.4), milliseconds(27_000.0)],
+            ["3.2 ms", "231 ms", "27.0 s"]
+        );
     }
 }

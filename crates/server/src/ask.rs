@@ -38,11 +38,8 @@ pub(crate) fn create(
         from,
         strict,
     } = request;
-    let later = [
-        ("secrets", !secrets.is_empty()),
-        ("volumes", !volumes.is_empty()),
-        ("from", from.is_some()),
-    ];
+    let later =
+        [("secrets", !secrets.is_empty()), ("volumes", !volumes.is_empty()), ("from", from.is_some())];
     if let Some((field, _)) = later.into_iter().find(|(_, given)| *given) {
         return Err(Refusal::not_supported(field));
     }
@@ -230,8 +227,11 @@ mod tests {
     fn a_command_without_a_program_or_with_a_senseless_limit_is_refused() {
         assert!(exec(api::ExecRequest::default()).is_err());
         for seconds in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e12] {
-            let request =
-                api::ExecRequest { cmd: vec!["true".into()], timeout_sec: Some(seconds), ..Default::default() };
+            let request = api::ExecRequest {
+                cmd: vec!["true".into()],
+                timeout_sec: Some(seconds),
+                ..Default::default()
+            };
             assert!(exec(request).is_err(), "{seconds}");
         }
         let request = api::ExecRequest {

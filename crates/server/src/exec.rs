@@ -59,7 +59,11 @@ pub(crate) async fn exec(
     if let Some(bytes) = stdin {
         command.feed(bytes);
     }
-    if streamed { Ok(ndjson(events(command, detach))) } else { Ok(buffered(command, detach).await?.into_response()) }
+    if streamed {
+        Ok(ndjson(events(command, detach)))
+    } else {
+        Ok(buffered(command, detach).await?.into_response())
+    }
 }
 
 fn wants_ndjson(headers: &HeaderMap) -> bool {

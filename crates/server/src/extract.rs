@@ -31,7 +31,12 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for Json<T> {
             return Err(too_large());
         }
         let bytes = collect(request.into_body()).await?;
-        let text: &[u8] = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { &bytes };
+        // A list would be taken for the fields in their order.
+        let text: &[u8] = match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
+            None => b"{}",
+            Some(b'[') => return Err(Refusal::bad_request("request body: it is a list and not an object")),
+            Some(_) => &bytes,
+        };
         let value = serde_json::from_slice(text)
             .map_err(|error| Refusal::bad_request(format!("request body: {error}")))?;
         Ok(Self(value))
@@ -96,8 +101,7 @@ impl Params {
 
     /// A parameter that must be there.
     pub(crate) fn required(&mut self, name: &str) -> Result<String, Refusal> {
-        self.text(name)?
-            .ok_or_else(|| Refusal::bad_request(format!("query parameter `{name}` is missing")))
+        self.text(name)?.ok_or_else(|| Refusal::bad_request(format!("query parameter `{name}` is missing")))
     }
 
     /// A number.
@@ -105,7 +109,9 @@ impl Params {
         self.text(name)?
             .map(|text| {
                 text.parse().map_err(|_| {
-                    Refusal::bad_request(format!("query parameter `{name}`: {text:?} is not a number that fits"))
+                    Refusal::bad_request(format!(
+                        "query parameter `{name}`: {text:?} is not a number that fits"
+                    ))
                 })
             })
             .transpose()

@@ -181,8 +181,7 @@ pub(crate) async fn write(
     query.done()?;
     let mut body = request.into_body().into_data_stream();
     let stat = async {
-        let mut writer =
-            app.host.file_write(&owner, &id, wire::FileWrite { path, mode, mkdirs }).await?;
+        let mut writer = app.host.file_write(&owner, &id, wire::FileWrite { path, mode, mkdirs }).await?;
         while let Some(chunk) = body.next().await {
             // Returning drops the writer, and the old file stays.
             let chunk = chunk.map_err(|error| {

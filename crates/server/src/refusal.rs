@@ -107,8 +107,7 @@ impl From<types::NameError> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let wait = matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
-        let mut response =
-            (self.status, Json(api::ErrorBody { error: self.detail() })).into_response();
+        let mut response = (self.status, Json(api::ErrorBody { error: self.detail() })).into_response();
         if wait {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }

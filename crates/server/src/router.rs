@@ -77,10 +77,7 @@ pub(crate) fn with_drain(host: Host, door: Door, drain: Drain) -> Router {
         .route("/events", get(events::events))
         .route("/images", get(host::images))
         .route("/sandboxes", get(sandboxes::list).post(sandboxes::create))
-        .route(
-            "/sandboxes/{id}",
-            get(sandboxes::inspect).patch(sandboxes::edit).delete(sandboxes::destroy),
-        )
+        .route("/sandboxes/{id}", get(sandboxes::inspect).patch(sandboxes::edit).delete(sandboxes::destroy))
         .route("/sandboxes/{id}/stop", post(sandboxes::stop))
         .route("/sandboxes/{id}/start", post(sandboxes::start))
         .route("/sandboxes/{id}/exec", post(exec::exec).get(shell::live_exec))

@@ -42,10 +42,12 @@ const STDERR: u8 = 2;
 pub(crate) fn upgrade(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<WebSocketUpgrade, Refusal> {
-    upgrade.map(|upgrade| upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE)).map_err(|error| {
-        Refusal::bad_request(format!("this path wants a WebSocket: {error}"))
-            .hint("connect with a WebSocket client, e.g. `bhatti shell`")
-    })
+    upgrade.map(|upgrade| upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE)).map_err(
+        |error| {
+            Refusal::bad_request(format!("this path wants a WebSocket: {error}"))
+                .hint("connect with a WebSocket client, e.g. `bhatti shell`")
+        },
+    )
 }
 
 /// Why the bridge came to its end.

@@ -64,7 +64,9 @@ impl Daemon {
         let token = match &global.token {
             Some(token) if !token.is_empty() => Some(token.trim().to_owned()),
             // This host's key is no business of another host.
-            _ if here => std::fs::read_to_string(data_dir.join("admin.key")).ok().map(|key| key.trim().to_owned()),
+            _ if here => {
+                std::fs::read_to_string(data_dir.join("admin.key")).ok().map(|key| key.trim().to_owned())
+            }
             _ => None,
         };
         Ok(Self { places, token })
@@ -98,9 +100,10 @@ impl Daemon {
                         Ok(speak(stream, place).await)
                     }
                     Place::Tcp(authority) => {
-                        let stream = tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(authority.as_str()))
-                            .await
-                            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+                        let stream =
+                            tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(authority.as_str()))
+                                .await
+                                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
                         stream.set_nodelay(true)?;
                         Ok(speak(stream, place).await)
                     }
@@ -173,9 +176,11 @@ pub fn data_dir(global: &Global) -> Result<PathBuf> {
         return Ok(PathBuf::from("/var/lib/bhatti"));
     }
     let from = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = from("XDG_DATA_HOME").or_else(|| from("HOME").map(|home| home.join(Path::new(".local/share"))));
+    let base =
+        from("XDG_DATA_HOME").or_else(|| from("HOME").map(|home| home.join(Path::new(".local/share"))));
     base.map(|base| base.join("bhatti")).ok_or_else(|| {
-        Failure::new("usage", "neither XDG_DATA_HOME nor HOME says where data is kept").hint("give --data-dir")
+        Failure::new("usage", "neither XDG_DATA_HOME nor HOME says where data is kept")
+            .hint("give --data-dir")
     })
 }
 

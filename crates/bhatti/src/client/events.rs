@@ -25,8 +25,9 @@ impl EventReader {
         loop {
             while let Some(message) = take_message(&mut self.text) {
                 if let Some(data) = message_data(&message) {
-                    let event = serde_json::from_str(&data)
-                        .map_err(|error| Failure::new("protocol", format!("an event makes no sense: {error}")))?;
+                    let event = serde_json::from_str(&data).map_err(|error| {
+                        Failure::new("protocol", format!("an event makes no sense: {error}"))
+                    })?;
                     return Ok(Some(event));
                 }
             }

@@ -1,12 +1,14 @@
 //! A command or shell over a WebSocket: the guest's output here, this program's input there.
 
 use std::io::Read as _;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::SplitSink;
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::{Socket, broke_off};
@@ -17,6 +19,8 @@ use crate::terminal;
 const DETACH: u8 = 0x1c;
 /// Ctrl+D, the end of input on a terminal.
 const END_OF_INPUT: &[u8] = &[4];
+/// How long a script's shell must have said nothing before it is left.
+const QUIET: Duration = Duration::from_secs(1);
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 
@@ -32,8 +36,12 @@ pub enum Input {
         /// Whether Ctrl+\ is ours.
         detachable: bool,
     },
-    /// Bytes as they are for a guest's terminal, which knows no end but Ctrl+D.
-    PipeToTerminal,
+    /// Bytes as they are for a guest's terminal, which knows no end but Ctrl+D. Ctrl+\ among them, where it makes
+    /// sense, detaches once the output has been quiet for [`QUIET`]: a script cannot see when its line was obeyed.
+    PipeToTerminal {
+        /// Whether Ctrl+\ is ours.
+        detachable: bool,
+    },
 }
 
 /// How it ended.
@@ -105,14 +113,21 @@ impl Live {
         // Held here, so that the writer does not end before the stream does.
         let _open = send;
         let mut writer = tokio::spawn(write(out, queue));
+        let mut writing = true;
+        let mut leaving = None;
         let outcome = loop {
             let message = tokio::select! {
                 message = incoming.next() => message,
-                detached = &mut writer => match detached {
-                    Ok(true) => break Outcome::Detached,
-                    // The reason is on the other half, if anywhere.
-                    _ => incoming.next().await,
-                },
+                ended = &mut writer, if writing => {
+                    writing = false;
+                    // Without a detach the reason is on the other half, if anywhere.
+                    leaving = ended.ok().flatten();
+                    if leaving.is_some() && matches!(input, Input::Terminal { .. }) {
+                        break Outcome::Detached;
+                    }
+                    continue;
+                }
+                () = sleep(QUIET), if leaving.is_some() => break Outcome::Detached,
             };
             match message {
                 Some(Ok(Message::Binary(bytes))) => match bytes.split_first() {
@@ -129,13 +144,18 @@ impl Live {
                         break Outcome::Exit { exit_code, timed_out, duration_ms };
                     }
                     Ok(api::ExecEvent::Error { code, message, hint, exit_code }) => {
-                        break Outcome::Failed { failure: Failure::new(&code, message).hint(hint), exit_code };
+                        break Outcome::Failed {
+                            failure: Failure::new(&code, message).hint(hint),
+                            exit_code,
+                        };
                     }
                     Ok(api::ExecEvent::Stdout { .. } | api::ExecEvent::Stderr { .. }) | Err(_) => {}
                 },
                 Some(Ok(Message::Close(frame))) => {
                     let why = frame.map(|frame| frame.reason.to_string()).filter(|reason| !reason.is_empty());
-                    break gone(why.unwrap_or_else(|| "the daemon closed it without an exit status".to_owned()));
+                    break gone(
+                        why.unwrap_or_else(|| "the daemon closed it without an exit status".to_owned()),
+                    );
                 }
                 Some(Ok(_)) => {}
                 Some(Err(error)) => break gone(error.to_string()),
@@ -143,6 +163,9 @@ impl Live {
             }
         };
         writer.abort();
+        if let Some(mut out) = leaving {
+            let _gone = out.send(Message::Close(None)).await;
+        }
         Ok((outcome, session, pid))
     }
 }
@@ -152,22 +175,22 @@ fn gone(why: String) -> Outcome {
     Outcome::Failed { failure, exit_code: 1 }
 }
 
-/// Sends what is queued; tells whether it ended because of a detach.
-async fn write(mut out: SplitSink<Socket, Message>, mut queue: mpsc::Receiver<Outgoing>) -> bool {
+/// Sends what is queued; gives its half back when it ended because of a detach.
+async fn write(
+    mut out: SplitSink<Socket, Message>,
+    mut queue: mpsc::Receiver<Outgoing>,
+) -> Option<SplitSink<Socket, Message>> {
     while let Some(outgoing) = queue.recv().await {
         let message = match outgoing {
             Outgoing::Input(bytes) => Message::Binary(bytes),
             Outgoing::Control(control) => Message::text(serde_json::to_string(&control).unwrap_or_default()),
-            Outgoing::Detach => {
-                let _gone = out.send(Message::Close(None)).await;
-                return true;
-            }
+            Outgoing::Detach => return Some(out),
         };
         if out.send(message).await.is_err() {
-            return false;
+            return None;
         }
     }
-    false
+    None
 }
 
 /// Reads stdin on a thread of its own, which nobody waits for: a read of a terminal cannot be called off.
@@ -182,7 +205,9 @@ fn read_stdin(input: Input, send: mpsc::Sender<Outgoing>) {
             };
             let bytes = &buffer[..length];
             let detach = match input {
-                Input::Terminal { detachable: true } => bytes.iter().position(|byte| *byte == DETACH),
+                Input::Terminal { detachable: true } | Input::PipeToTerminal { detachable: true } => {
+                    bytes.iter().position(|byte| *byte == DETACH)
+                }
                 _ => None,
             };
             let typed = Bytes::copy_from_slice(&bytes[..detach.unwrap_or(length)]);
@@ -196,7 +221,7 @@ fn read_stdin(input: Input, send: mpsc::Sender<Outgoing>) {
         }
         let end = match input {
             Input::Pipe => Outgoing::Control(api::ShellControl::Eof),
-            Input::None | Input::Terminal { .. } | Input::PipeToTerminal => {
+            Input::None | Input::Terminal { .. } | Input::PipeToTerminal { .. } => {
                 Outgoing::Input(Bytes::from_static(END_OF_INPUT))
             }
         };

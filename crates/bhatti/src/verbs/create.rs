@@ -36,7 +36,11 @@ fn request(asked: args::Create) -> Result<api::CreateRequest> {
         volumes: asked
             .volume
             .into_iter()
-            .map(|volume| api::VolumeSpec { name: volume.name, mount: volume.mount, read_only: volume.read_only })
+            .map(|volume| api::VolumeSpec {
+                name: volume.name,
+                mount: volume.mount,
+                read_only: volume.read_only,
+            })
             .collect(),
         init: asked.init,
         keep_hot: asked.keep_hot,

@@ -17,7 +17,7 @@ pub async fn exec(client: &Client, json: bool, asked: args::Exec) -> Result<u8> 
     let detach = asked.detach;
     let input = match (asked.tty, asked.stdin) {
         (true, _) if std::io::stdin().is_terminal() => Input::Terminal { detachable: false },
-        (true, _) => Input::PipeToTerminal,
+        (true, _) => Input::PipeToTerminal { detachable: false },
         (false, true) => Input::Pipe,
         (false, false) => Input::None,
     };
@@ -116,7 +116,10 @@ pub async fn shell(client: &Client, json: bool, asked: args::Shell) -> Result<u8
     end_on_signals();
     let live = Live::new(client.websocket(&path).await?);
     let raw = terminal::Raw::enter();
-    let input = if raw.is_some() { Input::Terminal { detachable: true } } else { Input::PipeToTerminal };
+    let input = match raw {
+        Some(_) => Input::Terminal { detachable: true },
+        None => Input::PipeToTerminal { detachable: true },
+    };
     let (outcome, session, _) = live.run(input, output::bytes, output::error_bytes).await?;
     drop(raw);
     match outcome {

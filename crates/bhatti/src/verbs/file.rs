@@ -31,7 +31,9 @@ fn path(file: &FilePath) -> String {
 
 async fn read(client: &Client, json: bool, asked: FileRead) -> Result<u8> {
     if json {
-        return Err(Failure::new("usage", "a file's bytes have no JSON").hint("use `bhatti file stat --json`"));
+        return Err(
+            Failure::new("usage", "a file's bytes have no JSON").hint("use `bhatti file stat --json`")
+        );
     }
     let mut path = path(&asked.file);
     let (line_offset, line_limit) = asked.lines.map(|lines| (lines.from - 1, lines.count)).unzip();

@@ -16,7 +16,11 @@ pub async fn list(client: &Client, json: bool, asked: args::List) -> Result<u8> 
         .iter()
         .map(|Pair(key, value)| format!("label={}", encode(&format!("{key}={value}"))))
         .collect();
-    let path = if filters.is_empty() { "/sandboxes".to_owned() } else { format!("/sandboxes?{}", filters.join("&")) };
+    let path = if filters.is_empty() {
+        "/sandboxes".to_owned()
+    } else {
+        format!("/sandboxes?{}", filters.join("&"))
+    };
     let sandboxes: Vec<api::Sandbox> = client.get(&path).await?;
     if json {
         output::document(&sandboxes);
@@ -102,9 +106,13 @@ fn show(json: bool, sandbox: &api::Sandbox) {
     }
     if let Some(last) = &sandbox.last_transition {
         let total = last.timings_ms.get("total").map(|ms| format!(" in {}", table::milliseconds(*ms)));
-        let bytes: Vec<_> = last.bytes.iter().map(|(what, n)| format!("{} {what}", table::bytes(*n))).collect();
+        let bytes: Vec<_> =
+            last.bytes.iter().map(|(what, n)| format!("{} {what}", table::bytes(*n))).collect();
         let bytes = if bytes.is_empty() { String::new() } else { format!(", {}", bytes.join(", ")) };
-        lines.push(("last change", format!("{}{}{bytes}, {}", last.verb, total.unwrap_or_default(), ago(&last.at))));
+        lines.push((
+            "last change",
+            format!("{}{}{bytes}, {}", last.verb, total.unwrap_or_default(), ago(&last.at)),
+        ));
     }
     for (what, value) in lines {
         output::line(format!("{:<12} {value}", format!("{what}:")));

@@ -85,7 +85,9 @@ fn stopped(reply: &api::SandboxReply) -> String {
     let bytes = reply.sandbox.last_transition.as_ref().map(|last| &last.bytes);
     let part = |what: &str| bytes.and_then(|bytes| bytes.get(what)).map(|n| table::bytes(*n));
     match (part("stored"), part("private")) {
-        (Some(stored), Some(private)) => format!("{name} is asleep: {took}, {stored} kept of {private} of memory"),
+        (Some(stored), Some(private)) => {
+            format!("{name} is asleep: {took}, {stored} kept of {private} of memory")
+        }
         _ => format!("{name} is asleep: {took}"),
     }
 }
@@ -129,7 +131,9 @@ pub async fn destroy(client: &Client, json: bool, asked: args::Destroy) -> Resul
     let mut several = Several::new(json, &sandboxes);
     for which in &sandboxes {
         match client.delete(&sandbox_path(which)).await {
-            Ok(()) => several.done(json!({ "sandbox": which, "destroyed": true }), format!("{which} is gone")),
+            Ok(()) => {
+                several.done(json!({ "sandbox": which, "destroyed": true }), format!("{which} is gone"))
+            }
             Err(failure) => several.failed(failure)?,
         }
     }

@@ -1,0 +1,215 @@
+//! What HTTP answers where no guest is needed: shapes of refusals, the doors, the description of the interface.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Method, Request, Response, StatusCode, header};
+use bhatti_server::{AdminKey, Door, openapi_json, router};
+use http_body_util::BodyExt as _;
+use sandbox::{Host, HostConfig};
+use tempfile::TempDir;
+use tower::ServiceExt as _;
+
+const KEY: &str = "bht_test";
+
+async fn host() -> (TempDir, Host) {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::open(HostConfig::new(dir.path())).await.unwrap();
+    (dir, host)
+}
+
+async fn unix() -> (TempDir, Router) {
+    let (dir, host) = host().await;
+    (dir, router(host, Door::Unix))
+}
+
+async fn tcp(loopback: bool) -> (TempDir, Router) {
+    let (dir, host) = host().await;
+    (dir, router(host, Door::Tcp { key: AdminKey::new(KEY), loopback }))
+}
+
+fn request(method: Method, path: &str, body: impl Into<Body>) -> Request<Body> {
+    Request::builder().method(method).uri(path).header(header::HOST, "127.0.0.1:1").body(body.into()).unwrap()
+}
+
+async fn answer(router: &Router, request: Request<Body>) -> Response<Body> {
+    router.clone().oneshot(request).await.unwrap()
+}
+
+async fn json(response: Response<Body>) -> serde_json::Value {
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    serde_json::from_slice(&bytes).unwrap()
+}
+
+/// Asks and checks that the refusal has the shape of the contract.
+async fn refused(router: &Router, request: Request<Body>, status: u16, code: &str) -> String {
+    let what = format!("{} {}", request.method(), request.uri());
+    let response = answer(router, request).await;
+    assert_eq!(response.status().as_u16(), status, "{what}");
+    let body = json(response).await;
+    assert_eq!(body["error"]["code"], code, "{what}: {body}");
+    assert!(body["error"]["hint"].is_string(), "{what}: {body}");
+    body["error"]["message"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn tcp_wants_the_key_for_everything_but_health() {
+    let (_dir, router) = tcp(true).await;
+    for path in ["/sandboxes", "/version", "/events", "/openapi.json", "/no/such/path"] {
+        refused(&router, request(Method::GET, path, ""), 401, "unauthorized").await;
+        let mut wrong = request(Method::GET, path, "");
+        wrong.headers_mut().insert(header::AUTHORIZATION, "Bearer bht_other".parse().unwrap());
+        refused(&router, wrong, 401, "unauthorized").await;
+    }
+    assert_eq!(answer(&router, request(Method::GET, "/health", "")).await.status(), StatusCode::OK);
+    let mut right = request(Method::GET, "/sandboxes", "");
+    right.headers_mut().insert(header::AUTHORIZATION, format!("Bearer {KEY}").parse().unwrap());
+    assert_eq!(json(answer(&router, right).await).await, serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn a_web_page_that_rebound_its_name_is_refused_on_loopback_only() {
+    let foreign = || {
+        let mut request = request(Method::GET, "/health", "");
+        request.headers_mut().insert(header::HOST, "evil.example".parse().unwrap());
+        request
+    };
+    let (_dir, local) = tcp(true).await;
+    refused(&local, foreign(), 400, "bad_request").await;
+    let (_dir, open) = tcp(false).await;
+    assert_eq!(answer(&open, foreign()).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn unknown_paths_methods_and_sandboxes_are_told_in_json() {
+    let (_dir, router) = unix().await;
+    refused(&router, request(Method::GET, "/nope", ""), 404, "not_found").await;
+    refused(&router, request(Method::PUT, "/sandboxes", ""), 405, "method_not_allowed").await;
+    for (method, path) in [
+        (Method::GET, "/sandboxes/nope"),
+        (Method::DELETE, "/sandboxes/nope"),
+        (Method::PATCH, "/sandboxes/nope"),
+        (Method::POST, "/sandboxes/nope/stop"),
+        (Method::POST, "/sandboxes/nope/start"),
+        (Method::GET, "/sandboxes/nope/sessions"),
+        (Method::GET, "/sandboxes/nope/files?path=/x"),
+        (Method::PUT, "/sandboxes/nope/files?path=/x"),
+    ] {
+        let message = refused(&router, request(method, path, ""), 404, "not_found").await;
+        assert!(message.contains("nope"), "{path}: {message}");
+    }
+    let exec = request(Method::POST, "/sandboxes/nope/exec", r#"{"cmd":["true"]}"#);
+    refused(&router, exec, 404, "not_found").await;
+}
+
+#[tokio::test]
+async fn a_body_that_makes_no_sense_is_told_what_is_wrong_with_it() {
+    let (_dir, router) = unix().await;
+    let post = |body: &str| request(Method::POST, "/sandboxes", body.to_owned());
+    let cases = [
+        ("{", "EOF"),
+        ("[]", "request body"),
+        (r#"{"cpu":1}"#, "unknown field `cpu`"),
+        (r#"{"cpus":"1"}"#, "invalid type"),
+        (r#"{"name":"Bad Name"}"#, "sandbox name"),
+        (r#"{"image":"../x"}"#, "image name"),
+        (r#"{"cpus":0}"#, "cpus 0"),
+        (r#"{"memory_mb":1}"#, "memory of 1 MiB"),
+        (r#"{"files":[{"path":"/a","content_base64":"%"}]}"#, "not base64"),
+        (r#"{"files":[{"path":"/a","content_base64":"","mode":"9"}]}"#, "octal"),
+        (r#"{"files":[{"path":"a","content_base64":""}]}"#, "not absolute"),
+        (r#"{"env":{"1":""}}"#, "environment name"),
+    ];
+    for (body, expected) in cases {
+        let message = refused(&router, post(body), 400, "bad_request").await;
+        assert!(message.contains(expected), "{body}: {message}");
+    }
+    for (field, body) in [
+        ("secrets", r#"{"secrets":["a"]}"#),
+        ("volumes", r#"{"volumes":[{"name":"a","mount":"/a"}]}"#),
+        ("from", r#"{"from":"a"}"#),
+    ] {
+        let message = refused(&router, post(body), 400, "not_supported").await;
+        assert!(message.contains(field), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn json_bodies_are_bounded() {
+    let (_dir, router) = unix().await;
+    let long = vec![b' '; 4 * 1024 * 1024 + 1];
+    refused(&router, request(Method::POST, "/sandboxes", long.clone()), 413, "too_large").await;
+    // Without a length told first, too.
+    let chunks = futures_util::stream::iter(
+        long.chunks(65536).map(|c| Ok::<_, std::io::Error>(c.to_vec())).collect::<Vec<_>>(),
+    );
+    refused(&router, request(Method::POST, "/sandboxes", Body::from_stream(chunks)), 413, "too_large").await;
+}
+
+#[tokio::test]
+async fn queries_are_read_strictly() {
+    let (_dir, router) = unix().await;
+    for (path, expected) in [
+        ("/sandboxes?lable=a=b", "lable"),
+        ("/sandboxes?label=a", "KEY=VALUE"),
+        ("/events?since=x", "since"),
+        ("/sandboxes/nope/files", "`path` is missing"),
+        ("/sandboxes/nope/files?path=rel", "rel"),
+        ("/sandboxes/nope/files?path=/x&offset=1&line_offset=2", "either of bytes or of lines"),
+        ("/sandboxes/nope/shell?session=a&new=true", "exclude"),
+    ] {
+        let message = refused(&router, request(Method::GET, path, ""), 400, "bad_request").await;
+        assert!(message.contains(expected), "{path}: {message}");
+    }
+    let filtered = answer(&router, request(Method::GET, "/sandboxes?label=a=b&label=c=d", "")).await;
+    assert_eq!(json(filtered).await, serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn a_websocket_path_asked_without_an_upgrade_says_so() {
+    let (_dir, router) = unix().await;
+    for path in ["/sandboxes/nope/shell", "/sandboxes/nope/exec"] {
+        let message = refused(&router, request(Method::GET, path, ""), 400, "bad_request").await;
+        assert!(message.contains("WebSocket"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn events_that_are_not_followed_come_to_an_end() {
+    let (_dir, router) = unix().await;
+    let response = answer(&router, request(Method::GET, "/events?since=0&follow=false", "")).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert!(body.is_empty());
+}
+
+#[tokio::test]
+async fn a_host_that_is_not_set_up_says_what_to_do() {
+    let (_dir, router) = unix().await;
+    let response = answer(&router, request(Method::POST, "/sandboxes", "")).await;
+    let status = response.status().as_u16();
+    let body = json(response).await;
+    assert!(status == 503 || status == 404, "{status}: {body}");
+    assert!(body["error"]["hint"].as_str().unwrap().contains("bhatti setup"), "{body}");
+}
+
+#[tokio::test]
+async fn the_description_served_is_the_one_that_is_kept() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
+    let text = openapi_json();
+    if std::env::var_os("BHATTI_BLESS").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    let kept = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        kept == text,
+        "docs/openapi.json is out of date; BHATTI_BLESS=1 cargo test -p bhatti-server writes it anew"
+    );
+    let described: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(described["openapi"].as_str().unwrap().starts_with("3.1"));
+    let (_dir, router) = unix().await;
+    assert_eq!(json(answer(&router, request(Method::GET, "/openapi.json", "")).await).await, described);
+}
