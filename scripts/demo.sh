@@ -113,7 +113,7 @@ timed exec "$name" -- uname -a
 
 say "Something on its disk, something in its memory only, and a process that counts"
 bhatti exec "$name" -- sh -c 'echo "on disk" > ~/kept; echo "in memory" > /dev/shm/kept'
-bhatti exec "$name" --detach -- sh -c 'echo $$ > /tmp/pid; i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.1; done'
+bhatti exec "$name" --detach -- sh -c 'echo $$ > /tmp/pid; i=0; while :; do i=$((i+1)); echo $i > /tmp/new; mv /tmp/new /tmp/count; sleep 0.1; done'
 sleep 1
 before=$(inside 'cat /proc/sys/kernel/random/boot_id ~/kept /dev/shm/kept /tmp/pid')
 count=$(inside 'cat /tmp/count')
