@@ -31,9 +31,10 @@ check:
 	@$(CARGO) xtask check
 
 bench:
-	@scripts/host-deps.sh
+	@scripts/host-deps.sh --bench
 	@$(MAKE) --no-print-directory build
-	@target/release/bhatti bench --suite all --out target/bench
+	@target/release/bhatti setup --data-dir target/bench-data
+	@target/release/bhatti bench --data-dir target/bench-data --suite all --out target/bench
 
 install: build
 	install -D -m 755 target/release/bhatti '$(DESTDIR)$(PREFIX)/bin/bhatti'

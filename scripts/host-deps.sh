@@ -40,7 +40,11 @@ if [ "$(id -u)" != 0 ]; then
     wanted+=("newuidmap uidmap")
 fi
 if [ "${1:-}" = --tests ]; then
-    wanted+=("mkfs.btrfs btrfs-progs" "mkfs.xfs xfsprogs" "git git")
+    wanted+=("mkfs.btrfs btrfs-progs" "mkfs.xfs xfsprogs" "git git" "busybox busybox-static" "cpio cpio" "script bsdutils")
+fi
+
+if [ "${1:-}" = --bench ]; then
+    wanted+=("fincore util-linux-extra")
 fi
 
 there() { case "$1" in /*) [ -e "$1" ] ;; *) command -v "$1" > /dev/null ;; esac; }

@@ -24,9 +24,24 @@ esac
 # unpack VERSION SUITE: the package and all it depends on, as a tree, with a wrapper that runs it from there.
 unpack() {
     local version=$1 suite=$2 name="qemu-$1" mode=root
-    if [ -x "$tools/$name" ] && "$tools/$name" --version > /dev/null 2>&1; then
-        return
-    fi
+    [ -d "$tools/$name.tree" ] || fetch
+    cat > "$tools/$name" <<WRAPPER
+#!/bin/sh
+# QEMU $version (Debian $suite) from its tree, with its own loader, libraries and modules.
+t=\$(dirname "\$(readlink -f "\$0")")/$name.tree
+l=\$t/lib64/$loader
+[ -e "\$l" ] || l=\$t/usr/lib64/$loader
+[ -e "\$l" ] || l=\$t/lib/$triplet/$loader
+[ -e "\$l" ] || l=\$t/usr/lib/$triplet/$loader
+export QEMU_MODULE_DIR="\$t/usr/lib/$triplet/qemu"
+exec "\$l" --library-path "\$t/usr/lib/$triplet:\$t/lib/$triplet" "\$t/usr/bin/$binary" \\
+    -L "\$t/usr/share/qemu" -L "\$t/usr/share/seabios" "\$@"
+WRAPPER
+    chmod 755 "$tools/$name"
+    "$tools/$name" --version > /dev/null
+}
+# For unpack: the tree itself; its variables are unpack's.
+fetch() {
     [ "$(id -u)" = 0 ] || mode=unshare
     say "unpacking QEMU $version of Debian $suite into target/test-tools/"
     rm -rf "$tools/$name.new" "$tools/$name.tree" "$tools/$name.tar"
@@ -39,19 +54,6 @@ unpack() {
     tar -C "$tools/$name.new" -x --no-same-owner --exclude './dev/*' -f "$tools/$name.tar"
     rm -f "$tools/$name.tar"
     mv "$tools/$name.new" "$tools/$name.tree"
-    cat > "$tools/$name" <<WRAPPER
-#!/bin/sh
-# QEMU $version (Debian $suite) from its tree, with its own loader and libraries.
-t=\$(dirname "\$(readlink -f "\$0")")/$name.tree
-l=\$t/lib64/$loader
-[ -e "\$l" ] || l=\$t/usr/lib64/$loader
-[ -e "\$l" ] || l=\$t/lib/$triplet/$loader
-[ -e "\$l" ] || l=\$t/usr/lib/$triplet/$loader
-exec "\$l" --library-path "\$t/usr/lib/$triplet:\$t/lib/$triplet" "\$t/usr/bin/$binary" \\
-    -L "\$t/usr/share/qemu" -L "\$t/usr/share/seabios" "\$@"
-WRAPPER
-    chmod 755 "$tools/$name"
-    "$tools/$name" --version > /dev/null
 }
 unpack 7.2 bookworm
 unpack 10.0 trixie

@@ -47,6 +47,8 @@ pub enum Verb {
     Doctor(Doctor),
     /// Run the daemon
     Serve(Serve),
+    /// Measure this host: each figure beside its reference, from one run
+    Bench(Bench),
     /// Create a sandbox, or return the one that has this name already
     Create(Create),
     /// List sandboxes
@@ -116,6 +118,33 @@ pub struct Setup {
     /// Make everything anew
     #[arg(long)]
     pub force: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchSuite {
+    /// Create, stop and wake, against a cold boot and QEMU's own migration
+    Create,
+    /// The same table as `create`
+    Wake,
+    /// A command on a hot sandbox, against the same inside the guest
+    Exec,
+    /// Bytes on disk and in the page cache
+    Density,
+    /// All of them
+    All,
+}
+
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Which table
+    #[arg(long, value_enum, default_value_t = BenchSuite::All)]
+    pub suite: BenchSuite,
+    /// Write performance.md and performance.json into this directory, too
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// How often each figure is taken
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub runs: u16,
 }
 
 #[derive(Debug, Args)]
@@ -449,7 +478,6 @@ pub struct FilePath {
     #[arg(value_name = "SB")]
     pub sandbox: String,
     /// Absolute path in the sandbox
-    #[arg(value_parser = guest_path)]
     pub path: String,
 }
 
@@ -500,10 +528,6 @@ pub struct FileWrite {
     /// Make missing parent directories
     #[arg(long)]
     pub mkdirs: bool,
-}
-
-fn guest_path(text: &str) -> Result<String, String> {
-    if text.starts_with('/') { Ok(text.to_owned()) } else { Err("use an absolute path".to_owned()) }
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,7 +2,7 @@ use super::*;
 
 fn parse(words: &[&str]) -> Result<Cli, crate::failure::Failure> {
     Cli::try_parse_from(std::iter::once("bhatti").chain(words.iter().copied()))
-        .map_err(|error| crate::failure::usage(&error))
+        .map_err(|error| crate::failure::usage(&error, words.iter().map(|word| (*word).to_owned())))
 }
 
 fn verb(words: &[&str]) -> Verb {
@@ -116,7 +116,7 @@ fn wrong_usage_is_one_line_with_status_2() {
         (&["exec", "sb", "--timeout", "0", "true"], "more than 0"),
         (&["serve", "--listen", "nowhere"], "ADDRESS:PORT"),
         (&["serve", "--storage-layout", "zfs"], "[possible values: auto, overlay, reflink]"),
-        (&["file", "read", "sb", "relative"], "absolute path"),
+        (&["file", "write", "sb", "/x", "--mode", "rwx"], "octal mode"),
         (&["file", "read", "sb", "/x", "--lines", "0:1"], "FROM:COUNT"),
         (&["nosuchverb"], "unrecognized subcommand"),
     ];
@@ -126,6 +126,18 @@ fn wrong_usage_is_one_line_with_status_2() {
         assert_eq!(failure.exit, 2, "{words:?}");
         assert!(line.starts_with("error: ") && line.contains(expected), "{words:?}: {line}");
         assert!(!line.contains('\n') && line.contains("--help`"), "{words:?}: {line}");
+    }
+}
+
+#[test]
+fn wrong_usage_names_the_verb_whose_help_tells_more() {
+    for (words, verb) in [
+        (&["--json", "create", "--cpus", "0"][..], "`bhatti create --help`"),
+        (&["file", "write", "sb", "/x", "--mode", "9"], "`bhatti file write --help`"),
+        (&["nosuchverb"], "`bhatti --help`"),
+    ] {
+        let failure = parse(words).unwrap_err();
+        assert!(failure.hint.contains(verb), "{words:?}: {failure}");
     }
 }
 

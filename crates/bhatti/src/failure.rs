@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use clap::CommandFactory as _;
 use serde_json::json;
 
 /// Refused or failed.
@@ -72,8 +73,8 @@ fn one_line(text: &str) -> String {
     lines.join(" | ").chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// What clap found wrong, as one line that ends in where to look.
-pub fn usage(error: &clap::Error) -> Failure {
+/// What clap found wrong with `words`, as one line that ends in where to look.
+pub fn usage(error: &clap::Error, words: impl Iterator<Item = String>) -> Failure {
     let text = error.render().to_string();
     let said: Vec<_> = text
         .lines()
@@ -83,16 +84,20 @@ pub fn usage(error: &clap::Error) -> Failure {
         .collect();
     let message = said.join(" ");
     let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
-    // "Usage: bhatti create [OPTIONS]" names the verb.
-    let verb: Vec<_> = text
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Usage: bhatti"))
-        .unwrap_or_default()
-        .split_whitespace()
-        .take_while(|word| word.chars().all(|c| c.is_ascii_lowercase()))
-        .collect();
-    let command = std::iter::once("bhatti").chain(verb).collect::<Vec<_>>().join(" ");
-    Failure { exit: USAGE, ..Failure::new("usage", message).hint(format!("see `{command} --help`")) }
+    Failure { exit: USAGE, ..Failure::new("usage", message).hint(format!("see `{} --help`", verb_of(words))) }
+}
+
+/// The command whose help tells more: the subcommands among `words`, as deep as they go.
+fn verb_of(words: impl Iterator<Item = String>) -> String {
+    let mut command = crate::args::Cli::command();
+    let mut name = command.get_name().to_owned();
+    for word in words {
+        if let Some(verb) = command.find_subcommand(&word).cloned() {
+            name = format!("{name} {}", verb.get_name());
+            command = verb;
+        }
+    }
+    name
 }
 
 #[cfg(test)]

@@ -39,7 +39,10 @@ fn main() -> ExitCode {
             let status = u8::try_from(help.exit_code()).unwrap_or(FAILED);
             return if help.print().is_ok() { ExitCode::from(status) } else { ExitCode::FAILURE };
         }
-        Err(error) => return fail(&failure::usage(&error), wants_json),
+        Err(error) => {
+            let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+            return fail(&failure::usage(&error, words), wants_json);
+        }
     };
     let json = cli.global.json;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -1,5 +1,6 @@
 //! What each verb does: one module for each group.
 
+mod bench;
 mod completion;
 mod create;
 mod events;
@@ -24,6 +25,7 @@ pub async fn run(cli: Cli) -> Result<u8> {
     match verb {
         Verb::Setup(asked) => prepare::setup(&global, asked).await,
         Verb::Doctor(asked) => prepare::doctor(&global, asked).await,
+        Verb::Bench(asked) => bench::bench(&global, asked).await,
         Verb::Serve(asked) => serve::serve(&global, asked).await,
         Verb::Create(asked) => create::create(&client()?, json, asked).await,
         Verb::List(asked) => inspect::list(&client()?, json, asked).await,

@@ -1,5 +1,7 @@
 //! Many rounds of sleep and wake by several clients at once; on demand, for it takes its time.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::thread;
 
 use testkit::TestHost;

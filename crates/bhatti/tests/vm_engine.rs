@@ -1,5 +1,7 @@
 //! Two releases of the VMM: what an older one put to sleep wakes under a newer one, and not the other way round.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use testkit::TestHost;
 
 const BHATTI: &str = env!("CARGO_BIN_EXE_bhatti");

@@ -1,5 +1,7 @@
 //! Commands in real guests: what goes in, what comes out, and how they end.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Stdio;
 

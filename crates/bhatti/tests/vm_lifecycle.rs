@@ -1,5 +1,7 @@
 //! Sleep and wake on real guests: what was in memory is there again, and nothing else ever is.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeSet;
 use std::thread;
 

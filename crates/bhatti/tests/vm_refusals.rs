@@ -1,5 +1,7 @@
 //! What is refused, each with one clear line and nothing left behind.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};
 
@@ -17,18 +19,32 @@ fn nothing_left(host: &TestHost) {
 fn a_create_that_cannot_be_is_refused_and_leaves_nothing() {
     let host = TestHost::start(BHATTI);
     host.refused(&["create", "--name", "x", "--image", "nosuch"], 1, &["no image", "nosuch", "image list"]);
-    host.refused(&["create", "--name", "Bad Name"], 1, &["Bad Name", "a-z"]);
-    host.refused(&["create", "--name", "../x"], 1, &["../x"]);
+    host.refused(&["create", "--name", "Bad Name"], 2, &["Bad Name", "a-z"]);
+    host.refused(&["create", "--name", "../x"], 2, &["../x"]);
     host.refused(&["create", "--name", "x", "--memory", "16"], 1, &["16 MiB", "use 128"]);
     host.refused(&["create", "--name", "x", "--memory", "99999999"], 1, &["memory"]);
-    host.refused(&["create", "--name", "x", "--cpus", "0"], 1, &["cpus 0", "use 1 to"]);
+    host.refused(&["create", "--name", "x", "--cpus", "0"], 2, &["0", "--cpus"]);
     host.refused(&["create", "--name", "x", "--cpus", "4096"], 1, &["cpus 4096"]);
     host.refused(
         &["create", "--name", "x", "--disk-size", "10"],
         1,
         &["smaller than the image", "only grow"],
     );
-    host.refused(&["create", "--name", "x", "--disk-size", "0"], 1, &["disk size"]);
+    host.refused(&["create", "--name", "x", "--disk-size", "0"], 2, &["0", "--disk-size"]);
+    // The same over the API, which no command line has looked at before.
+    for (body, word) in [
+        (json!({"name": "Bad Name"}), "Bad Name"),
+        (json!({"name": "x", "cpus": 0}), "cpus 0"),
+        (json!({"name": "x", "memory_mb": 16}), "16 MiB"),
+        (json!({"name": "x", "disk_size_mb": 0}), "disk size"),
+        (json!({"name": "x", "env": {"1A": "x"}}), "1A"),
+        (json!({"name": "x", "files": [{"path": "/a/../b", "content_base64": ""}]}), "'..'"),
+        (json!({"name": "x", "nosuchfield": 1}), "nosuchfield"),
+    ] {
+        let (status, reply) = host.post("/sandboxes", &body);
+        assert_eq!(status, 400, "{reply}");
+        assert!(reply["error"]["message"].as_str().unwrap().contains(word), "{reply}");
+    }
     assert_eq!(host.run(&["create", "--name", "x", "--cpus", "many"]).code, 2);
     assert_eq!(host.run(&["create", "--no-such-flag"]).code, 2);
     assert_eq!(host.run(&["create", "--name", "x", "--env", "novalue"]).code, 2);

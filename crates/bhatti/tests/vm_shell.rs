@@ -1,5 +1,7 @@
 //! Shell sessions in real guests: they outlive the one who looks at them, the daemon, and the sleep.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use testkit::TestHost;
 
 const BHATTI: &str = env!("CARGO_BIN_EXE_bhatti");
@@ -43,7 +45,12 @@ fn a_new_session_is_another_one_and_both_are_listed() {
     let host = TestHost::start(BHATTI);
     host.ok(&["create", "--name", "two"]);
     for n in [10, 20] {
-        look(&host, &["shell", "two", "--new"], &format!("echo shell-$(({n}+1))\n"), &format!("shell-{}", n + 1));
+        look(
+            &host,
+            &["shell", "two", "--new"],
+            &format!("echo shell-$(({n}+1))\n"),
+            &format!("shell-{}", n + 1),
+        );
     }
     let sessions = host.json(&["ps", "two"]);
     let shells = sessions.as_array().unwrap().iter().filter(|s| s["kind"] == "shell").count();
@@ -54,7 +61,8 @@ fn a_new_session_is_another_one_and_both_are_listed() {
 fn the_size_of_the_terminal_arrives_and_only_the_last_64_kib_are_shown_again() {
     let host = TestHost::start(BHATTI);
     host.ok(&["create", "--name", "long"]);
-    let noise = "stty size; echo early-$((1+1)); head -c 200000 /dev/zero | tr '\\0' x; echo; echo late-$((2+2))\n";
+    let noise =
+        "stty size; echo early-$((1+1)); head -c 200000 /dev/zero | tr '\\0' x; echo; echo late-$((2+2))\n";
     look(&host, &["shell", "long"], noise, "late-4");
     let back = look(&host, &["shell", "long"], "echo more-$((3+3))\n", "more-6");
     assert!(back.contains("late-4") && !back.contains("early-2"), "{} bytes", back.len());

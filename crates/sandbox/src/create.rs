@@ -236,10 +236,11 @@ async fn start(
     let brought_up = async {
         machine.load_devices(devices).await?;
         watch.lap("devices");
+        machine.resume().await?;
         if grow {
+            // Disks are the VMM's to change only once the guest goes on; the agent has been told nothing yet.
             machine.resize_root(manifest.disk_size_mib.bytes()).await?;
         }
-        machine.resume().await?;
         let identity = launch::identity(&manifest.id, &manifest.name, true);
         let pad = !template.spec.detached;
         let (guest, welcome) =

@@ -47,7 +47,9 @@ impl Pagemap {
         if !self.no_scan.load(Ordering::Relaxed) {
             match self.by_scan(range) {
                 // ENOTTY: before Linux 6.7. EINVAL: flags that this kernel does not know.
-                Err(error) if matches!(errno(&error), Some(rustix::io::Errno::NOTTY | rustix::io::Errno::INVAL)) => {
+                Err(error)
+                    if matches!(errno(&error), Some(rustix::io::Errno::NOTTY | rustix::io::Errno::INVAL)) =>
+                {
                     self.no_scan.store(true, Ordering::Relaxed);
                 }
                 other => return other,

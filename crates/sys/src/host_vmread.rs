@@ -41,7 +41,8 @@ pub fn write_memory(pid: u32, ranges: &[AddressRange], data: &[u8]) -> io::Resul
 
 fn checked(pid: u32, ranges: &[AddressRange], bytes: usize) -> io::Result<Pid> {
     let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let total = ranges.iter().try_fold(0u64, |sum, range| sum.checked_add(range.end.checked_sub(range.start)?));
+    let total =
+        ranges.iter().try_fold(0u64, |sum, range| sum.checked_add(range.end.checked_sub(range.start)?));
     if total != Some(bytes as u64) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "ranges and buffer differ in length"));
     }
@@ -54,7 +55,8 @@ fn transfer(
     ranges: &[AddressRange],
     mut step: impl FnMut(&[RemoteIoVec]) -> nix::Result<usize>,
 ) -> io::Result<()> {
-    let address = |value: u64| usize::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let address =
+        |value: u64| usize::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
     let mut rest = ranges.to_vec();
     rest.retain(|range| range.start < range.end);
     let mut first = 0;

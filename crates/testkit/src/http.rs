@@ -25,7 +25,7 @@ impl TestHost {
             agent.post(&url).header("Authorization", format!("Bearer {}", self.key())).send_json(body);
         let mut reply = reply.expect("an answer");
         let status = reply.status().as_u16();
-        (status, reply.body_mut().read_json().expect("JSON"))
+        (status, reply.body_mut().with_config().limit(64 << 20).read_json().expect("JSON"))
     }
 
     /// Follows the daemon's events from the first one on.

@@ -55,7 +55,7 @@ pub fn run(steps: &Steps, options: &Options) {
         steps.cargo(&["build", "--quiet", "--release", "--locked", "--package", "bhatti"], &[])
     });
     // Tests without guests.
-    nextest(steps, options, "default", "here", &[]);
+    nextest(steps, options, "default", "here", &[], &[]);
 
     // One kernel, initramfs and image for all tests with guests.
     let data = target.join("test-data");
@@ -69,15 +69,23 @@ pub fn run(steps: &Steps, options: &Options) {
                 &[],
             )
         });
+    let vm = vm
+        && steps.run("prepare the guest of the VMM's own tests", || {
+            steps.program(
+                "scripts/test-guest.sh",
+                &[data.as_os_str(), OsStr::new("target/test-tools/guest")],
+                &[],
+            )
+        });
     if root && !options.no_root {
         let kinds = if options.on.is_empty() { &Kind::ALL[..] } else { &options.on };
-        for &kind in kinds {
-            on_filesystem(steps, options, kind, &below, &data, vm);
+        for (number, &kind) in kinds.iter().enumerate() {
+            on_filesystem(steps, options, kind, &below, &data, vm, number == 0);
         }
     } else {
         let plain = below.join("plain");
         match std::fs::create_dir_all(&plain).with_context(|| format!("make {}", plain.display())) {
-            Ok(()) => suites(steps, options, "this checkout's filesystem", &plain, &data, vm),
+            Ok(()) => suites(steps, options, "this checkout's filesystem", &plain, &data, vm, true),
             Err(error) => steps.fail("tests on this checkout's filesystem", &format!("{error:#}")),
         }
         let _ = std::fs::remove_dir_all(&plain);
@@ -87,30 +95,81 @@ pub fn run(steps: &Steps, options: &Options) {
     }
 }
 
-fn on_filesystem(steps: &Steps, options: &Options, kind: Kind, below: &Path, data: &Path, vm: bool) {
+fn on_filesystem(
+    steps: &Steps,
+    options: &Options,
+    kind: Kind,
+    below: &Path,
+    data: &Path,
+    vm: bool,
+    first: bool,
+) {
     let mut mounted = None;
     steps.run(&format!("make and mount {}", kind.name()), || {
         mounted = Some(Mounted::new(below, kind)?);
         Ok(String::new())
     });
     if let Some(mounted) = mounted {
-        suites(steps, options, kind.name(), mounted.dir(), data, vm);
+        suites(steps, options, kind.name(), mounted.dir(), data, vm, first);
         steps.always(&format!("unmount {}", kind.name()), || mounted.remove());
     }
 }
 
-fn suites(steps: &Steps, options: &Options, place: &str, root: &Path, data: &Path, vm: bool) {
-    let env = [("BHATTI_TEST_ROOT", root.as_os_str()), ("BHATTI_TEST_DATA", data.as_os_str())];
-    nextest(steps, options, "fs", place, &env[..1]);
-    if vm {
-        nextest(steps, options, "vm", place, &env);
+fn suites(steps: &Steps, options: &Options, place: &str, root: &Path, data: &Path, vm: bool, first: bool) {
+    nextest(steps, options, "fs", place, &[("BHATTI_TEST_ROOT", root.as_os_str())], &[]);
+    if !vm {
+        return;
+    }
+    // Tests take kernel, image and templates by hard links, so they must lie on the filesystem under test.
+    let base = root.join("base");
+    let copied = steps.run(&format!("copy kernel and image to {place}"), || {
+        let args = ["-a", "--sparse=always", "--reflink=auto"].map(OsStr::new);
+        steps.program("cp", &[args[0], args[1], args[2], data.as_os_str(), base.as_os_str()], &[])
+    });
+    if !copied {
+        return;
+    }
+    let tools = steps.root().join("target/test-tools");
+    let guest = |name: &str| tools.join("guest").join(name);
+    let (kernel, initramfs) = (guest("vmlinuz"), guest("initramfs"));
+    let (older, newer) = (tools.join("qemu-7.2"), tools.join("qemu-10.0"));
+    let env = [
+        ("BHATTI_TEST_ROOT", root.as_os_str()),
+        ("BHATTI_TEST_DATA", base.as_os_str()),
+        ("BHATTI_TEST_TOOLS", tools.as_os_str()),
+        ("BHATTI_TEST_KERNEL", kernel.as_os_str()),
+        ("BHATTI_TEST_INITRAMFS", initramfs.as_os_str()),
+        ("BHATTI_TEST_QEMU_OLDER", older.as_os_str()),
+        ("BHATTI_TEST_QEMU", newer.as_os_str()),
+    ];
+    // What depends on no filesystem and takes minutes is run on the first one only.
+    let filter: &[&str] = if first { &[] } else { &["-E", ONCE] };
+    nextest(steps, options, "vm", place, &env, filter);
+    if first {
+        let mut env = env.to_vec();
+        env.push(("BHATTI_TEST_LAYOUT", OsStr::new("reflink")));
+        nextest(steps, options, "vm", &format!("{place}, layout reflink"), &env, &["-E", LAYOUT]);
     }
 }
 
-fn nextest(steps: &Steps, options: &Options, profile: &str, place: &str, env: &[(&str, &OsStr)]) -> bool {
+/// Everything but what is the same on every filesystem.
+const ONCE: &str = "default() & not (test(ten_thousand) | test(a_gibibyte) | binary(/^real_/))";
+/// What a layout of root disks can change.
+const LAYOUT: &str =
+    "default() & binary(/^vm_(lifecycle|files)$/) & not (test(ten_thousand) | test(a_gibibyte))";
+
+fn nextest(
+    steps: &Steps,
+    options: &Options,
+    profile: &str,
+    place: &str,
+    env: &[(&str, &OsStr)],
+    filter: &[&str],
+) -> bool {
     steps.run(&format!("{profile} tests, {place}"), || -> Result<String> {
         let mut args = vec!["nextest", "run", "--locked", "--workspace", "--cargo-profile", "release"];
         args.extend(["--profile", profile, "--status-level", "slow", "--no-input-handler"]);
+        args.extend(filter);
         args.extend(options.nextest.iter().map(String::as_str));
         steps.cargo(&args, env)
     })
