@@ -177,14 +177,18 @@ impl Agent {
         }
         identity::add_entropy(&attach.entropy)?;
         identity::set_clock(attach.now_unix_ns, warnings);
-        if attach.grow_root || attach.identity.is_some() {
+        if attach.grow_root {
             identity::grow_root(&self.root_disk, warnings);
         }
         let Some(own) = &attach.identity else { return Ok(()) };
         self.boot_nonce = random_nonce();
         identity::assume(own, warnings);
-        if own.read_config {
-            let config = config::read(own.first_boot, warnings)?;
+        let config = match &own.config {
+            Some(inline) => Some(inline.clone()),
+            None if own.read_config => Some(config::read(own.first_boot, warnings)?),
+            None => None,
+        };
+        if let Some(config) = config {
             self.environment = config.env;
             if let Some(init) = config.init.filter(|_| !self.init_started) {
                 match self.start_init(&init) {

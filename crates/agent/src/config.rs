@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde::Deserialize;
+use wire::InlineConfig;
 
 use crate::replace::replace;
 
@@ -17,14 +18,12 @@ const VERSION: u32 = 1;
 
 /// What the drive says.
 #[derive(Debug, Deserialize)]
-pub struct Config {
+struct Config {
     version: u32,
-    /// The sandbox's environment.
     #[serde(default)]
-    pub env: BTreeMap<String, String>,
-    /// The command to run as the session `init`.
+    env: BTreeMap<String, String>,
     #[serde(default)]
-    pub init: Option<String>,
+    init: Option<String>,
     #[serde(default)]
     files: Vec<PlacedFile>,
 }
@@ -36,9 +35,9 @@ struct PlacedFile {
     source: String,
 }
 
-/// Reads the drive and, at the first boot under an identity, places its files. What the kernel cached of the drive is dropped first: in a clone it may
-/// be that of a sibling. The drive is mounted only while it is read, where root alone can look.
-pub fn read(first_boot: bool, warnings: &mut Vec<String>) -> Result<Config, String> {
+/// Reads the drive and, at the first boot under an identity, places its files. What the kernel cached of the drive is
+/// dropped first: in a clone it may be that of a sibling. The drive is mounted only while it is read, where root alone can look.
+pub fn read(first_boot: bool, warnings: &mut Vec<String>) -> Result<InlineConfig, String> {
     let say = |what: &'static str| move |error: io::Error| format!("config drive: {what}: {error}");
     let device = File::open(DEVICE).map_err(say(DEVICE))?;
     sys::guest_ioctl::flush_block_buffers(&device).map_err(say("dropping its cached blocks"))?;
@@ -51,7 +50,7 @@ pub fn read(first_boot: bool, warnings: &mut Vec<String>) -> Result<Config, Stri
     config
 }
 
-fn read_mounted(drive: &Path, first_boot: bool, warnings: &mut Vec<String>) -> Result<Config, String> {
+fn read_mounted(drive: &Path, first_boot: bool, warnings: &mut Vec<String>) -> Result<InlineConfig, String> {
     let json =
         fs::read(drive.join("config.json")).map_err(|error| format!("config drive: config.json: {error}"))?;
     let config: Config =
@@ -75,7 +74,7 @@ fn read_mounted(drive: &Path, first_boot: bool, warnings: &mut Vec<String>) -> R
             }
         }
     }
-    Ok(config)
+    Ok(InlineConfig { env: config.env, init: config.init })
 }
 
 #[cfg(test)]

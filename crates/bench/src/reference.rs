@@ -79,6 +79,7 @@ impl Reference {
                 base: self.image.path_from_machine_dir(),
             }),
             config: Some(PathBuf::from(layout::CONFIG_DRIVE)),
+            tsc_khz: vm::host_tsc_khz(),
             incoming,
         })
     }
@@ -108,6 +109,9 @@ impl Reference {
             machine.pause().await.during("pausing")?;
             let path = staged.dir().join("reference.mig");
             let (save_uncapped, _) = save(&machine, &path, true).await?;
+            // What was migrated away must run again before it may be migrated once more.
+            machine.resume().await.during("resuming")?;
+            machine.pause().await.during("pausing")?;
             let (save, saved_bytes) = save(&machine, &path, false).await?;
             Ok((boot, save, save_uncapped, saved_bytes, path))
         }

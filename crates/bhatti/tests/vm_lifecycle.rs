@@ -117,6 +117,21 @@ fn clones_of_one_template_are_nobodys_twins() {
 }
 
 #[test]
+fn a_second_in_the_guest_is_a_second_before_and_after_a_sleep() {
+    let host = TestHost::start(BHATTI);
+    host.ok(&["create", "--name", "clock"]);
+    for _ in 0..2 {
+        // A busy host only makes this longer: a clock that runs fast is what makes it shorter.
+        let began = std::time::Instant::now();
+        let guest =
+            host.sh("clock", "a=$(date +%s%N); sleep 4; b=$(date +%s%N); echo $(( (b - a) / 1000000 ))");
+        let (guest, here) = (guest.parse::<u128>().unwrap(), began.elapsed().as_millis());
+        assert!(guest >= 3990 && guest <= here + 100, "{guest} ms in the guest, {here} ms here");
+        host.ok(&["stop", "clock"]);
+    }
+}
+
+#[test]
 fn fifty_execs_at_once_on_a_cold_sandbox_wake_it_once() {
     let host = TestHost::start(BHATTI);
     host.ok(&["create", "--name", "crowd"]);

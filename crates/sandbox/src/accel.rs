@@ -105,6 +105,7 @@ async fn try_kvm(services: &Services, qemu: &Qemu, kernel: &storage::KernelRecor
         ram_base_writable: !qemu.opens_base_read_only(),
         root: None,
         config: None,
+        tsc_khz: None,
         incoming: false,
     };
     let failed = |why: String| Error::new(ErrorKind::NotReady, format!("/dev/kvm opens, but {why}"));

@@ -40,7 +40,7 @@ pub(crate) async fn create(
     let (dir, cloned) = stage(services, &spec, &template, manifest.clone()).await?;
     watch.lap("disk");
     let grow = disk_size > image_size(&wish);
-    let made = start(services, &dir, &manifest, &template, grow, &mut watch).await;
+    let made = start(services, &dir, &manifest, &template, grow, inline(&spec), &mut watch).await;
     let (running, warnings) = match made {
         Ok(made) => made,
         Err(error) => {
@@ -209,6 +209,15 @@ async fn stage(
     .await
 }
 
+/// What of the config drive is told in the first message: all of it, unless it has files or is long.
+fn inline(spec: &SandboxSpec) -> Option<wire::InlineConfig> {
+    const MOST: usize = 64 << 10;
+    let length: usize = spec.env.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let short = length + spec.init.as_ref().map_or(0, String::len) <= MOST;
+    (spec.files.is_empty() && short)
+        .then(|| wire::InlineConfig { env: spec.env.clone(), init: spec.init.clone() })
+}
+
 /// The machine, cloned from the template, with its own identity. The VMM is gone when this fails.
 async fn start(
     services: &Services,
@@ -216,6 +225,7 @@ async fn start(
     manifest: &Manifest,
     template: &TemplateRecord,
     grow: bool,
+    inline: Option<wire::InlineConfig>,
     watch: &mut Stopwatch,
 ) -> Result<(Running, Vec<String>)> {
     let qemu = services.qemu().await?;
@@ -241,7 +251,8 @@ async fn start(
             // Disks are the VMM's to change only once the guest goes on; the agent has been told nothing yet.
             machine.resize_root(manifest.disk_size_mib.bytes()).await?;
         }
-        let identity = launch::identity(&manifest.id, &manifest.name, true);
+        let mut identity = launch::identity(&manifest.id, &manifest.name, true);
+        identity.config = inline;
         let pad = !template.spec.detached;
         let (guest, welcome) =
             launch::attach(&machine, Some(identity), pad, grow, services.config.boot_timeout).await?;

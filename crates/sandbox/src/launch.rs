@@ -81,6 +81,8 @@ impl<'a> Frame<'a> {
                 StorageLayout::Reflink => RootDisk::Raw { path: root },
             }),
             config: Some(self.config.clone()),
+            // A guest that sleeps already knows its rate.
+            tsc_khz: if incoming { None } else { vm::host_tsc_khz() },
             incoming,
         }
     }
@@ -96,6 +98,7 @@ pub(crate) fn identity(id: &SandboxId, name: &SandboxName, first_boot: bool) -> 
         machine_id: hash.to_hex()[..32].to_owned(),
         read_config: true,
         first_boot,
+        config: None,
     }
 }
 

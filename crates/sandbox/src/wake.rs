@@ -7,6 +7,8 @@
 //!    finds the sandbox without a VMM boots it from the disk.
 //! 3. The guest goes on. The consumed files are removed.
 
+use std::sync::Arc;
+
 use serde_json::json;
 use storage::{Manifest, RamBase};
 use types::Boot;
@@ -15,7 +17,7 @@ use vm::Machine;
 use crate::actor::{Actor, Running, Start};
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch::{self, ATTACH_TIMEOUT, Frame};
-use crate::ram::Ram;
+use crate::ram::{DECODE_AHEAD, Decoded, Ram};
 use crate::services::blocking;
 use crate::state::{Happening, State};
 use crate::timing::Stopwatch;
@@ -163,11 +165,32 @@ impl Actor {
         .await?;
         watch.lap("verify");
         let spec = Frame::of(manifest).spec(qemu, &kernel, base, true);
+        let memory = Arc::new(memory);
+        let ahead = (memory.stats().private <= DECODE_AHEAD).then(|| {
+            let memory = Arc::clone(&memory);
+            tokio::spawn(blocking(move || {
+                let mut decoded = Decoded::default();
+                memory.load(&mut decoded)?;
+                Ok(decoded)
+            }))
+        });
         let machine = Machine::launch(qemu, &spec, self.dir.path(), lock).await?;
         watch.lap("spawn");
         let loaded = async {
             let mut ram = Ram(machine.ram()?);
-            blocking(move || Ok(memory.load(&mut ram)?)).await?;
+            match ahead {
+                Some(decoding) => {
+                    let failed =
+                        |error| Error::new(ErrorKind::Internal, "decoding memory failed").source(error);
+                    let decoded = decoding.await.map_err(failed)??;
+                    let failed =
+                        |error| Error::new(ErrorKind::Vmm, "guest memory could not be written").source(error);
+                    blocking(move || decoded.write_to(&ram.0).map_err(failed)).await?;
+                }
+                None => {
+                    blocking(move || Ok(memory.load(&mut ram)?)).await?;
+                }
+            }
             watch.lap("memory");
             machine.load_devices(devices).await?;
             watch.lap("devices");
@@ -253,6 +276,7 @@ impl Actor {
                 }
                 other => other?,
             };
+            crate::template::measure_clock();
             manifest.kernel = kernel.id.clone();
             manifest.ram_base = RamBase::Zero;
             manifest.machine = launch::machine_record(&qemu, accel);

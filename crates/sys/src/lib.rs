@@ -8,4 +8,5 @@ pub mod host_fiemap;
 pub mod host_pagemap;
 pub mod host_process;
 pub mod host_socket;
+pub mod host_tsc;
 pub mod host_vmread;

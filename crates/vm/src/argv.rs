@@ -137,9 +137,9 @@ impl MachineSpec {
         Ok(object)
     }
 
-    /// What the kernel is told. Under emulation the guest's TSC ticks at exactly 1 GHz of the machine's own clock:
-    /// told so, the kernel neither calibrates it (which hung one boot in four on a busy host) nor has a watchdog
-    /// doubt it.
+    /// What the kernel is told. Under emulation the guest's TSC ticks as the host's does: told its rate, the kernel does
+    /// not calibrate it against timers that a busy host delays (which hung one boot in four). Its watchdog stays: it
+    /// notices when a sleeping guest wakes on a host with another rate, and takes another clock.
     fn cmdline(&self) -> String {
         let mut words = vec![match self.arch {
             Arch::Amd64 => "console=ttyS0 reboot=t",
@@ -150,9 +150,12 @@ impl MachineSpec {
             // The kernel's self-tests of its ciphers are a sixth of a boot under emulation.
             words.push("cryptomgr.notests");
             if self.accel == Accel::Tcg {
-                words.push("tsc_early_khz=1000000 tsc=reliable no_timer_check");
+                words.push("no_timer_check");
             }
         }
+        let rate = self.tsc_khz.filter(|_| self.arch == Arch::Amd64 && self.accel == Accel::Tcg);
+        let rate = rate.map(|khz| format!("tsc_early_khz={khz}"));
+        words.extend(rate.as_deref());
         if self.root.is_some() {
             words.push("bhatti.root=/dev/vda");
         }

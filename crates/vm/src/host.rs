@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::sync::OnceLock;
 
 use types::Bytes;
 
@@ -25,6 +26,13 @@ pub fn host_memory() -> Bytes {
         line.split_whitespace().next()?.parse::<u64>().ok()
     });
     Bytes(kib.unwrap_or_default().saturating_mul(1024))
+}
+
+/// Ticks in a millisecond of the counter that emulated guests see; measured once, `None` where there is none.
+#[must_use]
+pub fn host_tsc_khz() -> Option<u32> {
+    static RATE: OnceLock<Option<u32>> = OnceLock::new();
+    *RATE.get_or_init(sys::host_tsc::tsc_khz)
 }
 
 /// Whether this user may open `/dev/kvm`. That it opens does not mean that a guest runs under it.

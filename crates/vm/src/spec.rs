@@ -35,6 +35,9 @@ pub struct MachineSpec {
     pub root: Option<RootDisk>,
     /// A raw image, read-only: `/dev/vdb` of the guest.
     pub config: Option<PathBuf>,
+    /// Rate of an emulated guest's time-stamp counter, as from [`host_tsc_khz`](crate::host_tsc_khz); when missing, the
+    /// guest's kernel has to find it out.
+    pub tsc_khz: Option<u32>,
     /// Wait for a device state instead of booting.
     pub incoming: bool,
 }
@@ -90,6 +93,7 @@ pub(crate) mod testing {
                 base: "../../images/rootfs-minimal.ext4".into(),
             }),
             config: Some("config.ext4".into()),
+            tsc_khz: Some(2_600_000),
             incoming: false,
         }
     }

@@ -1,5 +1,7 @@
 //! The frames, as values.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::request::{FileStat, Reply, Request};
@@ -91,6 +93,20 @@ pub struct Identity {
     /// that a later boot does not undo what was changed in them.
     #[serde(default)]
     pub first_boot: bool,
+    /// What the config drive says, where that is all it says: the guest then need not mount it, which a fresh clone
+    /// would spend most of its time on. A boot from the disk always reads the drive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<InlineConfig>,
+}
+
+/// A config drive without files, in a message.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InlineConfig {
+    /// The sandbox's environment.
+    pub env: BTreeMap<String, String>,
+    /// The command to run as the session `init`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
 }
 
 /// The agent's first message.

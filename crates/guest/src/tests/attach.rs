@@ -27,6 +27,7 @@ async fn a_welcome_is_found_among_stale_bytes() {
         machine_id: "0".repeat(32),
         read_config: true,
         first_boot: true,
+        config: None,
     };
     let asked = AttachOptions { pad: true, identity: Some(identity.clone()), grow_root: true, ..options() };
     let script = async {

@@ -82,6 +82,7 @@ impl Home {
             ram_base_writable: !qemu.opens_base_read_only(),
             root: Some(RootDisk::Overlay { path: "root.qcow2".into(), base: "../image".into() }),
             config: Some("config".into()),
+            tsc_khz: vm::host_tsc_khz(),
             incoming,
         }
     }
