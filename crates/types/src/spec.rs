@@ -329,7 +329,8 @@ mod tests {
     #[test]
     fn an_order_is_refused_with_what_to_do_instead() {
         assert!(spec().validate(&LIMITS).is_ok());
-        let cases: [(&str, Box<dyn Fn(&mut SandboxSpec)>); 8] = [
+        type Change = Box<dyn Fn(&mut SandboxSpec)>;
+        let cases: [(&str, Change); 8] = [
             ("use 1 to 2", Box::new(|s| s.cpus = 0)),
             ("use 1 to 2", Box::new(|s| s.cpus = 3)),
             ("use 128 to 1024 (MiB)", Box::new(|s| s.memory = Mebibytes(64))),

@@ -24,8 +24,11 @@ pub fn run(steps: &Steps) {
         )
     });
     steps.run("docs", || {
-        let env = [("RUSTDOCFLAGS", OsStr::new("-D warnings"))];
-        steps.cargo(&["doc", "--quiet", "--locked", "--workspace", "--no-deps"], &env)
+        let env = [("RUSTDOCFLAGS", OsStr::new("-D warnings -A rustdoc::private_intra_doc_links"))];
+        steps.cargo(
+            &["doc", "--quiet", "--locked", "--workspace", "--no-deps", "--document-private-items"],
+            &env,
+        )
     });
     steps.run("crate graph", || graph::check(root));
     steps.run("dependencies", || dependencies(steps));
