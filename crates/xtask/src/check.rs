@@ -25,10 +25,7 @@ pub fn run(steps: &Steps) {
     });
     steps.run("docs", || {
         let env = [("RUSTDOCFLAGS", OsStr::new("-D warnings -A rustdoc::private_intra_doc_links"))];
-        steps.cargo(
-            &["doc", "--quiet", "--locked", "--workspace", "--no-deps", "--document-private-items"],
-            &env,
-        )
+        steps.cargo(&["doc", "--quiet", "--locked", "--workspace", "--no-deps"], &env)
     });
     steps.run("crate graph", || graph::check(root));
     steps.run("dependencies", || dependencies(steps));
