@@ -1,7 +1,7 @@
 //! Becoming one particular sandbox: randomness, time, names, keys, and the size of the disk.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -61,7 +61,16 @@ fn write_if_changed(path: &str, content: &str) -> io::Result<()> {
     if fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
         return Ok(());
     }
-    fs::write(path, content)
+    overwrite(path.as_ref(), content)
+}
+
+/// Writes over what is there and cuts off the rest. Not by truncating first: ext4 writes a file out at once when it is
+/// closed after that (`auto_da_alloc`), and a fresh clone would wait for its disk.
+fn overwrite(path: &Path, content: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    file.write_all(content.as_bytes())?;
+    let length = u64::try_from(content.len()).map_err(io::Error::other)?;
+    if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
 }
 
 /// The hosts file with `name` on 127.0.1.1 (Debian's place for it) and everything else as it was.
@@ -80,11 +89,11 @@ fn hosts_with(hosts: &str, name: &str) -> String {
 
 fn set_machine_id(id: &str) -> io::Result<()> {
     let line = format!("{id}\n");
-    fs::write(MACHINE_ID, &line)?;
+    overwrite(MACHINE_ID.as_ref(), &line)?;
     // Usually a link to the other; a file of its own where an image made it so.
     let dbus = Path::new("/var/lib/dbus/machine-id");
     if fs::symlink_metadata(dbus).is_ok_and(|metadata| metadata.is_file()) {
-        fs::write(dbus, line)?;
+        overwrite(dbus, &line)?;
     }
     Ok(())
 }
@@ -135,6 +144,16 @@ fn try_grow(disk: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_written_over_holds_the_new_content_and_nothing_of_the_old() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("hostname");
+        for content in ["a\n", "longer\n", "b\n", ""] {
+            overwrite(&path, content).expect("writes");
+            assert_eq!(fs::read_to_string(&path).expect("reads"), content);
+        }
+    }
 
     #[test]
     fn the_hosts_file_keeps_what_users_wrote_and_has_the_name_once() {

@@ -19,7 +19,7 @@ use crate::{Build, Error, Result};
 
 const OP: &str = "build the image minimal";
 /// Raised when this file makes another image from the same recipe.
-const BUILDER: u32 = 1;
+const BUILDER: u32 = 2;
 /// Fixed, so that two builds give the same filesystem; every image is the only one of its guest.
 const UUID: &str = "b4a77100-0000-4000-8000-000000000001";
 
@@ -29,8 +29,8 @@ chroot "$1" useradd --create-home --uid 1000 --shell /bin/bash "$USER_NAME"
 printf '%s ALL=(ALL:ALL) NOPASSWD: ALL\n' "$USER_NAME" > "$1/etc/sudoers.d/$USER_NAME"
 chmod 0440 "$1/etc/sudoers.d/$USER_NAME"
 printf '%s' "$SOURCES" > "$1/etc/apt/sources.list"
-printf 'bhatti\n' > "$1/etc/hostname"
-printf '127.0.0.1\tlocalhost\n127.0.1.1\tbhatti\n::1\tlocalhost ip6-localhost ip6-loopback\n' > "$1/etc/hosts"
+: > "$1/etc/hostname"
+printf '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n' > "$1/etc/hosts"
 sed -i /force-unsafe-io/d "$1/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 chroot "$1" passwd --lock root > /dev/null
 "#;

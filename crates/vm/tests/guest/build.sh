@@ -14,7 +14,7 @@ chmod 755 "$tree/init"
 for name in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk virtio_console; do
   file=$(find "$modules" -name "$name.ko*" -o -name "*-$name.ko" | head -n 1)
   case $file in
-  *.ko) cp "$file" "$tree/modules/" ;;
+  *.ko) cp "$file" "$tree/modules/$name.ko" ;;
   *.ko.xz) xz -dc "$file" >"$tree/modules/$name.ko" ;;
   *.ko.zst) zstd -qdc "$file" >"$tree/modules/$name.ko" ;;
   esac

@@ -43,10 +43,27 @@ pub struct Home {
     _all: tempfile::TempDir,
 }
 
+impl Drop for Home {
+    /// A test that failed has left its VMM running: it is ended with the directory that it runs in.
+    fn drop(&mut self) {
+        let Ok(home) = self.dir.canonicalize() else { return };
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let pid = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+            // A process may end while it is looked at.
+            if let Some(pid) = pid
+                && fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == home)
+            {
+                let _ended = sys::host_process::Pidfd::open(pid).and_then(|handle| handle.kill());
+            }
+        }
+    }
+}
+
 impl Home {
     /// Long enough a path that no socket address could hold it.
     pub fn new() -> Self {
-        let all = tempfile::tempdir().unwrap();
+        let root = std::env::var_os("BHATTI_TEST_ROOT").map_or_else(std::env::temp_dir, PathBuf::from);
+        let all = tempfile::tempdir_in(root).unwrap();
         let dir = all.path().join("d".repeat(100)).join("sandbox");
         fs::create_dir_all(&dir).unwrap();
         File::create(dir.join("../zero.ram")).unwrap().set_len(MEMORY.bytes().0).unwrap();
