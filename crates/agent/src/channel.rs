@@ -177,8 +177,8 @@ impl Agent {
         }
         identity::add_entropy(&attach.entropy)?;
         identity::set_clock(attach.now_unix_ns, warnings);
-        if attach.grow_root {
-            identity::grow_root(&self.root_disk, warnings);
+        if let Some(bytes) = attach.grow_root_to {
+            identity::grow_root(&self.root_disk, bytes, warnings);
         }
         let Some(own) = &attach.identity else { return Ok(()) };
         self.boot_nonce = random_nonce();

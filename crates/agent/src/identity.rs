@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::time::{ClockId, Timespec, clock_settime};
 use wire::{Entropy, Identity};
@@ -129,12 +130,26 @@ fn host_key_kind(name: &str) -> Option<&str> {
 }
 
 /// Grows the root file system to its disk, if that is larger.
-pub fn grow_root(disk: &str, warnings: &mut Warnings) {
-    note(warnings, "growing the root file system", try_grow(disk));
+pub fn grow_root(disk: &str, bytes: u64, warnings: &mut Warnings) {
+    note(warnings, "growing the root file system", try_grow(disk, bytes));
 }
 
-fn try_grow(disk: &str) -> io::Result<()> {
-    let disk_bytes = File::open(disk)?.seek(SeekFrom::End(0))?;
+fn try_grow(disk: &str, bytes: u64) -> io::Result<()> {
+    // The kernel learns of a new size by an interrupt and takes note of it in a task of its own; nothing tells when.
+    const LOOKS: u32 = 2500;
+    const BETWEEN: Duration = Duration::from_millis(2);
+    let mut device = File::open(disk)?;
+    let mut disk_bytes = device.seek(SeekFrom::End(0))?;
+    for _ in 0..LOOKS {
+        if disk_bytes >= bytes {
+            break;
+        }
+        std::thread::sleep(BETWEEN);
+        disk_bytes = device.seek(SeekFrom::End(0))?;
+    }
+    if disk_bytes < bytes {
+        return Err(io::Error::other(format!("the disk has {disk_bytes} bytes, not {bytes}")));
+    }
     let root = File::open("/")?;
     let block_size = rustix::fs::fstatvfs(&root)?.f_bsize.max(1);
     // The same size is nothing to do, to the kernel too.

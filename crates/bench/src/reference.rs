@@ -151,7 +151,7 @@ impl Reference {
 async fn first_exec(machine: &Machine) -> Result<()> {
     let channel = machine.open_channel().await.during("opening the channel")?;
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    let options = AttachOptions { pad: false, identity: None, grow_root: false, deadline };
+    let options = AttachOptions { pad: false, identity: None, grow_root_to: None, deadline };
     let (guest, _welcome) = Guest::attach(channel, options).await.during("attaching")?;
     let exec = wire::Exec { argv: vec!["true".to_owned()], ..wire::Exec::default() };
     let mut stream = guest.exec(exec).await.during("running `true`")?;

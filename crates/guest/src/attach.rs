@@ -25,8 +25,8 @@ pub struct AttachOptions {
     pub pad: bool,
     /// Who the guest is from now on: on first boots, cold boots and clones. `None` is a plain wake.
     pub identity: Option<Identity>,
-    /// Let the root file system grow to the size of its disk.
-    pub grow_root: bool,
+    /// The size in bytes of the guest's root disk, to which its file system is to grow.
+    pub grow_root_to: Option<u64>,
     /// When to give up.
     pub deadline: Instant,
 }
@@ -81,7 +81,7 @@ fn hello(options: AttachOptions, nonce: Nonce, entropy: Entropy) -> Result<Vec<u
         now_unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         entropy,
         identity: options.identity,
-        grow_root: options.grow_root,
+        grow_root_to: options.grow_root_to,
     };
     let mut hello = vec![0; if options.pad { PADDING_LEN } else { 0 }];
     hello.extend_from_slice(&ATTACH_MAGIC);

@@ -211,7 +211,7 @@ impl Actor {
         if manifest != self.manifest {
             self.commit(manifest).await?;
             self.publish();
-            self.index()?;
+            self.index();
             self.event("edited", json!({}));
         }
         Ok(self.shared.view())
@@ -296,9 +296,13 @@ impl Actor {
         self.services.events.sandbox(kind, &manifest.owner, &manifest.id, &manifest.name, detail);
     }
 
-    pub(crate) fn index(&self) -> Result<()> {
+    /// Notes the sandbox in the index. A failure fails no verb: what happened has happened, the manifests are the
+    /// truth, and the next start of the daemon makes the index again from them.
+    pub(crate) fn index(&self) {
         let row = row(&self.manifest, self.shared.activity.last_active());
-        Ok(self.services.index().put_sandbox(&row)?)
+        if let Err(error) = self.services.index().put_sandbox(&row) {
+            tracing::warn!(%error, sandbox = %self.manifest.name, "the index could not be brought up to date");
+        }
     }
 
     pub(crate) fn publish(&self) {

@@ -62,7 +62,7 @@ pub(crate) async fn create(
     actor.boot = Boot::Template;
     actor.enter(Happening::Booted)?;
     actor.record("create", &timings, &[]);
-    actor.index()?;
+    actor.index();
     let detail = json!({ "template": found == Found::Made, "clone": clone, "total_ms": timings.total_ms() });
     actor.event("created", detail);
     Ok((actor, timings, warnings))
@@ -254,8 +254,14 @@ async fn start(
         let mut identity = launch::identity(&manifest.id, &manifest.name, true);
         identity.config = inline;
         let pad = !template.spec.detached;
-        let (guest, welcome) =
-            launch::attach(&machine, Some(identity), pad, grow, services.config.boot_timeout).await?;
+        let (guest, welcome) = launch::attach(
+            &machine,
+            Some(identity),
+            pad,
+            grow.then(|| manifest.disk_size_mib.bytes()),
+            services.config.boot_timeout,
+        )
+        .await?;
         watch.lap("attach");
         Ok((guest, welcome.warnings))
     };

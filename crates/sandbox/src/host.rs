@@ -129,13 +129,15 @@ impl Host {
     /// goes wrong with the VMM; nothing is left then.
     pub async fn create(&self, spec: SandboxSpec) -> Result<Report> {
         spec.validate(&self.inner.limits)?;
-        let _name = self.inner.names.lock(&(spec.owner.clone(), spec.name.clone())).await;
+        let name = self.inner.names.lock(&(spec.owner.clone(), spec.name.clone())).await;
         if let Some(entry) = self.inner.registry.by_name(&spec.owner, &spec.name) {
             return existing(&spec, entry.shared.view());
         }
-        // Made in a task of its own, so that a caller who goes away leaves a whole sandbox or none.
+        // Made in a task of its own, so that a caller who goes away leaves a whole sandbox or none. The name stays taken
+        // for as long as the task works on it.
         let host = self.clone();
         let made = self.inner.owners.spawn(async move {
+            let _name = name;
             let (actor, timings, warnings) = crate::create::create(&host.inner.services, spec).await?;
             let mut report = actor.report(true, timings, warnings);
             report.created = true;
@@ -191,15 +193,21 @@ impl Host {
         let Some(name) = edit.name.clone() else {
             return self.ask(owner, which, |reply| Command::Edit(edit, reply)).await;
         };
-        let _name = self.inner.names.lock(&(owner.clone(), name.clone())).await;
+        let taken = self.inner.names.lock(&(owner.clone(), name.clone())).await;
         let id = self.find(owner, which)?.view().id;
         if self.inner.registry.by_name(owner, &name).is_some_and(|other| other.id != id) {
             return Err(Error::new(ErrorKind::Conflict, format!("there is a sandbox named {name} already"))
                 .hint("choose another name"));
         }
-        let view = self.ask(owner, id.as_str(), |reply| Command::Edit(edit, reply)).await?;
-        self.inner.registry.rename(&id, &name);
-        Ok(view)
+        // In a task of its own: a caller who goes away must not leave the old name in the registry.
+        let (host, owner) = (self.clone(), owner.clone());
+        let renamed = self.inner.owners.spawn(async move {
+            let _taken = taken;
+            let view = host.ask(&owner, id.as_str(), |reply| Command::Edit(edit, reply)).await?;
+            host.inner.registry.rename(&id, &name);
+            Ok(view)
+        });
+        renamed.await.map_err(|error| Error::new(ErrorKind::Internal, "renaming failed").source(error))?
     }
 
     /// Puts a sandbox to sleep.

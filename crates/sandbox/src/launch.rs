@@ -6,7 +6,7 @@ use std::time::Duration;
 use guest::{AttachOptions, Guest};
 use storage::{DeviceRecord, MachineRecord, Manifest, layout};
 use tokio::time::Instant;
-use types::{Accel, Arch, ContentId, Mebibytes, SandboxId, SandboxName, StorageLayout};
+use types::{Accel, Arch, Bytes, ContentId, Mebibytes, SandboxId, SandboxName, StorageLayout};
 use vm::{End, Machine, MachineSpec, Qemu, RootDisk};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -108,11 +108,16 @@ pub(crate) async fn attach(
     machine: &Machine,
     identity: Option<wire::Identity>,
     pad: bool,
-    grow_root: bool,
+    grow_root_to: Option<Bytes>,
     timeout: Duration,
 ) -> Result<(Guest, wire::Welcome)> {
     let channel = machine.open_channel().await?;
-    let options = AttachOptions { pad, identity, grow_root, deadline: Instant::now() + timeout };
+    let options = AttachOptions {
+        pad,
+        identity,
+        grow_root_to: grow_root_to.map(|size| size.0),
+        deadline: Instant::now() + timeout,
+    };
     let why = tokio::select! {
         attached = Guest::attach(channel, options) => match attached {
             Ok(attached) => return Ok(attached),

@@ -44,8 +44,13 @@ impl Registry {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Makes a sandbox known. After [`Registry::close`] it is not: its owner then ends at once, its machine runs on,
+    /// and the next daemon takes it over.
     pub(crate) fn insert(&self, entry: Entry) {
         let mut tables = self.write();
+        if tables.closed {
+            return;
+        }
         tables.by_name.insert((entry.owner.clone(), entry.name.clone()), entry.id.clone());
         tables.by_id.insert(entry.id.clone(), entry);
     }

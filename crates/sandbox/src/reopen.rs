@@ -116,7 +116,7 @@ async fn let_go(machine: &Machine, manifest: &Manifest) -> Result<guest::Guest> 
     if machine.status().await? == Status::Paused {
         machine.resume().await?;
     }
-    let (guest, welcome) = launch::attach(machine, None, true, false, ATTACH_TIMEOUT).await?;
+    let (guest, welcome) = launch::attach(machine, None, true, None, ATTACH_TIMEOUT).await?;
     if welcome.configured {
         return Ok(guest);
     }
@@ -124,6 +124,8 @@ async fn let_go(machine: &Machine, manifest: &Manifest) -> Result<guest::Guest> 
     guest.detach(tokio::time::Instant::now() + ATTACH_TIMEOUT).await?;
     drop(guest);
     let identity = launch::identity(&manifest.id, &manifest.name, true);
-    let (guest, _welcome) = launch::attach(machine, Some(identity), true, true, ATTACH_TIMEOUT).await?;
+    let (guest, _welcome) =
+        launch::attach(machine, Some(identity), true, Some(manifest.disk_size_mib.bytes()), ATTACH_TIMEOUT)
+            .await?;
     Ok(guest)
 }

@@ -47,13 +47,13 @@ impl Actor {
         };
         self.manifest = manifest;
         drop(running.guest);
-        running.machine.kill().await?;
+        let ended = running.machine.kill().await;
         watch.lap("end");
         self.trouble = None;
         self.enter(Happening::Slept)?;
         let timings = watch.finish();
         self.record("stop", &timings, &[("private", stats.private), ("stored", stats.stored)]);
-        self.index()?;
+        self.index();
         self.event(
             "stopped",
             json!({
@@ -63,6 +63,8 @@ impl Actor {
                 "stored_bytes": stats.stored,
             }),
         );
+        // Its memory is safe on disk whatever became of the VMM, which holds the disk's lock as long as it lives.
+        ended?;
         Ok(self.report(true, timings, Vec::new()))
     }
 
@@ -121,7 +123,7 @@ impl Actor {
             if let Err(resume) = running.machine.resume().await {
                 tracing::error!(error = %resume, sandbox = %name, "the guest could not be resumed");
             }
-            match launch::attach(&running.machine, None, true, false, ATTACH_TIMEOUT).await {
+            match launch::attach(&running.machine, None, true, None, ATTACH_TIMEOUT).await {
                 Ok((guest, _welcome)) => running.guest = guest,
                 Err(attach) => {
                     tracing::error!(error = %attach, sandbox = %name, "the agent could not be reached")

@@ -157,7 +157,7 @@ async fn snap(
     machine: &Machine,
     mut staged: storage::StagedTemplate,
 ) -> Result<(storage::StagedTemplate, bool)> {
-    let (guest, _welcome) = launch::attach(machine, None, false, false, services.config.boot_timeout).await?;
+    let (guest, _welcome) = launch::attach(machine, None, false, None, services.config.boot_timeout).await?;
     warm_up(&guest).await?;
     guest.sync().await?;
     guest.detach(tokio::time::Instant::now() + launch::ATTACH_TIMEOUT).await?;

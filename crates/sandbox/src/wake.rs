@@ -67,7 +67,7 @@ impl Actor {
         let Some(running) = self.running.as_mut().filter(|running| running.guest.is_closed()) else {
             return Ok((false, Timings::default(), Vec::new()));
         };
-        let (guest, _welcome) = launch::attach(&running.machine, None, true, false, ATTACH_TIMEOUT).await?;
+        let (guest, _welcome) = launch::attach(&running.machine, None, true, None, ATTACH_TIMEOUT).await?;
         running.guest = guest;
         Ok((
             false,
@@ -99,13 +99,14 @@ impl Actor {
 
     async fn wake(&mut self) -> Result<Started> {
         let mut watch = Stopwatch::start();
+        let version = self.services.qemu().await?.version.to_string();
         let machine = match self.load(&mut watch).await {
             Ok(machine) => machine,
             Err(error) => return Err(self.wake_failed(error)),
         };
         let detached = self.manifest.memory.as_ref().is_some_and(|memory| memory.detached);
         let mut running = self.manifest.clone().into_running();
-        running.machine.qemu_version = self.services.qemu().await?.version.to_string();
+        running.machine.qemu_version = version;
         if let Err(error) = self.commit(running).await {
             // Nothing ran: the VMM ends and the memory stays good.
             machine.kill().await?;
@@ -115,12 +116,12 @@ impl Actor {
         let guest = match self.let_go(&machine, !detached).await {
             Ok(guest) => guest,
             Err(error) => {
-                machine.kill().await?;
+                // Its memory is consumed: what is left is the disk, whatever becomes of the VMM.
                 self.trouble = Some("it did not come back from its sleep, so its memory is lost".to_owned());
-                self.manifest = self.manifest.clone().into_off();
-                self.state = State::Off;
-                self.publish();
-                self.commit(self.manifest.clone()).await?;
+                self.enter(Happening::Woken)?;
+                self.enter(Happening::Ended)?;
+                machine.kill().await?;
+                self.commit(self.manifest.clone().into_off()).await?;
                 self.event("wake_failed", json!({ "why": error.with_causes() }));
                 return Err(error);
             }
@@ -220,7 +221,7 @@ impl Actor {
 
     async fn let_go(&self, machine: &Machine, pad: bool) -> Result<guest::Guest> {
         machine.resume().await?;
-        let (guest, _welcome) = launch::attach(machine, None, pad, false, ATTACH_TIMEOUT).await?;
+        let (guest, _welcome) = launch::attach(machine, None, pad, None, ATTACH_TIMEOUT).await?;
         Ok(guest)
     }
 
@@ -237,7 +238,15 @@ impl Actor {
         };
         let identity = launch::identity(&self.manifest.id, &self.manifest.name, false);
         let timeout = self.services.config.boot_timeout;
-        let guest = match launch::attach(&machine, Some(identity), false, true, timeout).await {
+        let guest = match launch::attach(
+            &machine,
+            Some(identity),
+            false,
+            Some(self.manifest.disk_size_mib.bytes()),
+            timeout,
+        )
+        .await
+        {
             Ok((guest, _welcome)) => guest,
             Err(error) => {
                 machine.kill().await?;

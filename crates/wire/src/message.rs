@@ -73,9 +73,10 @@ pub struct Attach {
     /// On first boots, cold boots and clones: who this guest is from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
-    /// Let the root file system grow to the size of its disk.
-    #[serde(default)]
-    pub grow_root: bool,
+    /// Let the root file system grow to its disk, which has this many bytes, or is about to: a disk that was resized a
+    /// moment ago is not yet larger in the eyes of the guest's kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grow_root_to: Option<u64>,
 }
 
 /// Who a guest is.

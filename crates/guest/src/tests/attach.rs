@@ -29,7 +29,12 @@ async fn a_welcome_is_found_among_stale_bytes() {
         first_boot: true,
         config: None,
     };
-    let asked = AttachOptions { pad: true, identity: Some(identity.clone()), grow_root: true, ..options() };
+    let asked = AttachOptions {
+        pad: true,
+        identity: Some(identity.clone()),
+        grow_root_to: Some(1 << 30),
+        ..options()
+    };
     let script = async {
         // More than fits the pipe, before the host was read: an old welcome and half a frame among it.
         let mut stale = vec![0x5a; 100_000];
@@ -44,7 +49,7 @@ async fn a_welcome_is_found_among_stale_bytes() {
     let (attached, attach) = tokio::join!(Guest::attach(host, asked), script);
     assert_eq!(attached.unwrap().1, welcome());
     assert_eq!(attach.identity, Some(identity));
-    assert!(attach.grow_root && attach.protocol == PROTOCOL);
+    assert!(attach.grow_root_to == Some(1 << 30) && attach.protocol == PROTOCOL);
     assert!(attach.now_unix_ns > 1_700_000_000_000_000_000);
     assert!(attach.entropy.0.iter().any(|byte| *byte != attach.entropy.0[0]), "entropy is random");
 }

@@ -18,7 +18,7 @@ pub(super) fn soon() -> Instant {
 }
 
 pub(super) fn options() -> AttachOptions {
-    AttachOptions { pad: false, identity: None, grow_root: false, deadline: soon() }
+    AttachOptions { pad: false, identity: None, grow_root_to: None, deadline: soon() }
 }
 
 pub(super) fn welcome() -> Welcome {
