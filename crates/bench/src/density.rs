@@ -13,7 +13,7 @@ use crate::error::{During as _, Error, Result};
 use crate::sample::{Sample, mib};
 use crate::table::{Row, Target};
 
-/// Reads 150 MiB of files of the image, always the same ones.
+/// Reads the files of the image, at most 150 MiB of them, always the same ones.
 const READ: &str = "cd / && tar cf - --sort=name usr bin/.. 2>/dev/null | head -c 157286400 | wc -c";
 const READERS: usize = 5;
 
@@ -52,7 +52,7 @@ pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: &dyn Fn(&str
             target: Target::AtMost(3.0),
         },
         Row {
-            step: "page cache, 5 sandboxes read 150 MiB",
+            step: "page cache, 5 sandboxes read the image",
             unit: "MiB",
             ours: Sample { values: vec![mib(five)] },
             reference: "1 sandbox",
