@@ -27,6 +27,7 @@ mod reopen;
 mod services;
 mod setup;
 mod sleep;
+mod snapshots;
 mod state;
 mod template;
 mod timing;
@@ -43,6 +44,9 @@ pub use image::{Cancel, Progress};
 pub use lease::Leased;
 pub use services::HostConfig;
 pub use setup::{SetupConfig, SetupReport, SetupStep, setup};
+pub use snapshots::{Fork, Resume, SnapshotWish};
 pub use storage::ImageRecord;
-pub use view::{EventView, HostInfo, Report, SandboxView, Status, Timings, Transition};
+pub use view::{
+    EventView, HostInfo, Report, SandboxView, SnapshotReport, SnapshotView, Status, Timings, Transition,
+};
 pub use wire;

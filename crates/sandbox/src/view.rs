@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use types::{
-    Accel, Boot, Bytes, CloneMethod, ImageName, Labels, Mebibytes, Owner, SandboxId, SandboxName, Thermal,
-    Timestamp,
+    Accel, Boot, Bytes, CloneMethod, ImageName, Labels, Mebibytes, Owner, SandboxId, SandboxName,
+    SnapshotName, Thermal, Timestamp,
 };
 
 /// A sandbox as it is at one moment.
@@ -136,4 +136,50 @@ pub struct HostInfo {
     pub accel: Accel,
     /// Where the data is.
     pub data_dir: std::path::PathBuf,
+}
+
+/// A named snapshot: a sandbox as it was at one moment, to be resumed as often as wanted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SnapshotView {
+    /// Name, unique for its owner.
+    pub name: SnapshotName,
+    /// Whose it is.
+    pub owner: Owner,
+    /// The sandbox it was made of, which may be gone.
+    pub source_id: SandboxId,
+    /// That sandbox's name then.
+    pub source_name: SandboxName,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Whether it has no memory, so that what is resumed from it boots.
+    pub disk_only: bool,
+    /// Base image.
+    pub image: ImageName,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Guest memory.
+    pub memory: Mebibytes,
+    /// Root disk.
+    pub disk_size: Mebibytes,
+    /// The source's labels then.
+    pub labels: Labels,
+    /// What executed the source.
+    pub accel: Accel,
+    /// How long the guest stood still for it; zero if it did not run.
+    pub pause: Duration,
+    /// Memory that the source had changed.
+    pub private: Bytes,
+    /// What that takes in `mem.snap`.
+    pub stored: Bytes,
+}
+
+/// What making a snapshot did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SnapshotReport {
+    /// The snapshot.
+    pub view: SnapshotView,
+    /// What this call took; `pause` is the guest's.
+    pub timings: Timings,
+    /// What the caller should know.
+    pub warnings: Vec<String>,
 }

@@ -10,7 +10,7 @@ mod time;
 mod unit;
 
 pub use id::{ContentId, IdError, Nonce, SandboxId};
-pub use name::{ImageName, NameError, Owner, SandboxName};
+pub use name::{ImageName, NameError, Owner, SandboxName, SnapshotName};
 pub use spec::{
     Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, SandboxSpec, SpecLimits, StorageLayout,
     Thermal, check_guest_path,

@@ -103,6 +103,11 @@ label!(
     "image name"
 );
 label!(
+    /// A named snapshot's name.
+    SnapshotName,
+    "snapshot name"
+);
+label!(
     /// Whose a thing is.
     Owner,
     "owner"
@@ -123,6 +128,13 @@ impl FromStr for ImageName {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
         check_label("image name", text).map(|()| Self(text.to_owned()))
+    }
+}
+
+impl FromStr for SnapshotName {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        check_label("snapshot name", text).map(|()| Self(text.to_owned()))
     }
 }
 
