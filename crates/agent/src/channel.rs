@@ -7,6 +7,7 @@
 //!     └────────────────────┴─────────────────────────────────────────┘
 //! ```
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -151,7 +152,8 @@ impl Agent {
                     protocol: PROTOCOL,
                     agent_version: env!("CARGO_PKG_VERSION").to_string(),
                     boot_nonce: self.boot_nonce,
-                    configured: self.configured,
+                    configured: self.sandbox_id.is_some(),
+                    sandbox_id: self.sandbox_id.clone(),
                     warnings,
                 };
                 self.outbox.push(0, &Message::Welcome(Box::new(welcome)));
@@ -166,7 +168,8 @@ impl Agent {
     }
 
     /// In this order: randomness before anything that draws on it, time before files get their dates, names and disk
-    /// before files and commands that look at them.
+    /// before files and commands that look at them. A clone of a guest that ran already goes the same way, with
+    /// nothing to read: environment, init command and sessions are in its memory.
     fn become_what_is_told(&mut self, attach: &Attach, warnings: &mut Vec<String>) -> Result<(), String> {
         if attach.protocol != PROTOCOL {
             return Err(format!(
@@ -182,7 +185,7 @@ impl Agent {
         }
         let Some(own) = &attach.identity else { return Ok(()) };
         self.boot_nonce = random_nonce();
-        identity::assume(own, warnings);
+        identity::assume(Path::new("/"), own, warnings);
         let config = match &own.config {
             Some(inline) => Some(inline.clone()),
             None if own.read_config => Some(config::read(own.first_boot, warnings)?),
@@ -197,7 +200,7 @@ impl Agent {
                 }
             }
         }
-        self.configured = true;
+        self.sandbox_id = Some(own.sandbox_id.clone());
         Ok(())
     }
 

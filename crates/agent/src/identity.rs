@@ -6,11 +6,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, Timespec, clock_settime};
 use wire::{Entropy, Identity};
 
-const MACHINE_ID: &str = "/etc/machine-id";
-const SSH: &str = "/etc/ssh";
+const MACHINE_ID: &str = "etc/machine-id";
+const HOSTNAME: &str = "etc/hostname";
+const HOSTS: &str = "etc/hosts";
+const SSH: &str = "etc/ssh";
+const SSH_SERVER: &str = "run/sshd.pid";
+const SSH_KEYGEN: &str = "usr/bin/ssh-keygen";
 
 /// Things that go less than well are pushed here, to be told in the welcome.
 pub type Warnings = Vec<String>;
@@ -40,29 +45,42 @@ pub fn set_clock(now_unix_ns: u64, warnings: &mut Warnings) {
     note(warnings, "setting the clock", clock_settime(ClockId::Realtime, now).map_err(io::Error::from));
 }
 
-/// Takes names and keys on.
-pub fn assume(identity: &Identity, warnings: &mut Warnings) {
-    note(warnings, "host name", set_hostname(&identity.hostname));
-    let fresh = fs::read_to_string(MACHINE_ID).map(|id| id.trim() != identity.machine_id).unwrap_or(true);
-    if fresh {
-        note(warnings, MACHINE_ID, set_machine_id(&identity.machine_id));
-        note(warnings, "ssh host keys", renew_host_keys(Path::new(SSH)));
+/// Takes names and keys on, in the file system at `root` and in the kernel. A guest that has them already (it boots
+/// from its own disk, or is told again) keeps its keys.
+pub fn assume(root: &Path, identity: &Identity, warnings: &mut Warnings) {
+    let kernel = rustix::system::sethostname(identity.hostname.as_bytes()).map_err(io::Error::from);
+    note(warnings, "host name", kernel);
+    take_names(root, identity, warnings);
+}
+
+/// What of an identity is files.
+fn take_names(root: &Path, identity: &Identity, warnings: &mut Warnings) {
+    note(warnings, "host name", write_hostname(root, &identity.hostname));
+    let known = fs::read_to_string(root.join(MACHINE_ID));
+    if known.is_ok_and(|id| id.trim() == identity.machine_id) {
+        return;
+    }
+    note(warnings, "machine-id", set_machine_id(root, &identity.machine_id));
+    match renew_host_keys(root) {
+        Ok(false) => {}
+        Ok(true) => note(warnings, "ssh server", reload_ssh_server(root)),
+        Err(error) => note(warnings, "ssh host keys", Err(error)),
     }
 }
 
-fn set_hostname(name: &str) -> io::Result<()> {
-    rustix::system::sethostname(name.as_bytes())?;
-    write_if_changed("/etc/hostname", &format!("{name}\n"))?;
-    let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
-    write_if_changed("/etc/hosts", &hosts_with(&hosts, name))
+fn write_hostname(root: &Path, name: &str) -> io::Result<()> {
+    write_if_changed(&root.join(HOSTNAME), &format!("{name}\n"))?;
+    let path = root.join(HOSTS);
+    let hosts = fs::read_to_string(&path).unwrap_or_default();
+    write_if_changed(&path, &hosts_with(&hosts, name))
 }
 
 /// Without a change nothing is written: each block written is one that the sandbox no longer shares.
-fn write_if_changed(path: &str, content: &str) -> io::Result<()> {
+fn write_if_changed(path: &Path, content: &str) -> io::Result<()> {
     if fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
         return Ok(());
     }
-    overwrite(path.as_ref(), content)
+    overwrite(path, content)
 }
 
 /// Writes over what is there and cuts off the rest. Not by truncating first: ext4 writes a file out at once when it is
@@ -88,31 +106,35 @@ fn hosts_with(hosts: &str, name: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-fn set_machine_id(id: &str) -> io::Result<()> {
+fn set_machine_id(root: &Path, id: &str) -> io::Result<()> {
     let line = format!("{id}\n");
-    overwrite(MACHINE_ID.as_ref(), &line)?;
+    overwrite(&root.join(MACHINE_ID), &line)?;
     // Usually a link to the other; a file of its own where an image made it so.
-    let dbus = Path::new("/var/lib/dbus/machine-id");
-    if fs::symlink_metadata(dbus).is_ok_and(|metadata| metadata.is_file()) {
-        overwrite(dbus, &line)?;
+    let dbus = root.join("var/lib/dbus/machine-id");
+    if fs::symlink_metadata(&dbus).is_ok_and(|metadata| metadata.is_file()) {
+        overwrite(&dbus, &line)?;
     }
     Ok(())
 }
 
-/// Replaces the host keys of an image that came with some, each by one of its own kind, so that no two sandboxes
-/// share one. An image without keys gets none: making them is its own business.
-fn renew_host_keys(directory: &Path) -> io::Result<()> {
-    let Ok(entries) = fs::read_dir(directory) else { return Ok(()) };
+/// Replaces the host keys of a disk that came with some, each by one of its own kind, so that no two sandboxes
+/// share one, and tells whether there were any. A disk without keys gets none: making them is its own business.
+fn renew_host_keys(root: &Path) -> io::Result<bool> {
+    let Ok(entries) = fs::read_dir(root.join(SSH)) else { return Ok(false) };
+    let mut keys = vec![];
     for entry in entries.filter_map(Result::ok) {
         let Some(kind) = host_key_kind(&entry.file_name().to_string_lossy()).map(str::to_string) else {
             continue;
         };
-        let key = entry.path();
-        fs::remove_file(&key)?;
-        let _ = fs::remove_file(key.with_extension("pub"));
-        let status = Command::new("/usr/bin/ssh-keygen")
-            .args(["-q", "-N", "", "-t", &kind, "-f"])
-            .arg(&key)
+        // All of them first: a key that cannot be made anew must not be the source's either.
+        fs::remove_file(entry.path())?;
+        let _ = fs::remove_file(entry.path().with_extension("pub"));
+        keys.push((entry.path(), kind));
+    }
+    for (key, kind) in &keys {
+        let status = Command::new(root.join(SSH_KEYGEN))
+            .args(["-q", "-N", "", "-t", kind, "-f"])
+            .arg(key)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -120,6 +142,21 @@ fn renew_host_keys(directory: &Path) -> io::Result<()> {
         if !status.success() {
             return Err(io::Error::other(format!("ssh-keygen for {} ended with {status}", key.display())));
         }
+    }
+    Ok(!keys.is_empty())
+}
+
+/// Has a server that runs already (in a clone of a running guest) read its new keys: it holds its source's in memory.
+/// Its connections stay.
+fn reload_ssh_server(root: &Path) -> io::Result<()> {
+    let Ok(text) = fs::read_to_string(root.join(SSH_SERVER)) else { return Ok(()) };
+    // Neither a group nor everybody (0 and below), nor this very process (1).
+    let number = text.trim().parse().ok().filter(|number| *number > 1);
+    let Some(pid) = number.and_then(Pid::from_raw) else { return Ok(()) };
+    // The file may be a leftover, and the number somebody else's by now.
+    let name = fs::read_to_string(root.join(format!("proc/{}/comm", pid.as_raw_nonzero())));
+    if name.is_ok_and(|name| name.trim_end() == "sshd") {
+        kill_process(pid, Signal::HUP)?;
     }
     Ok(())
 }
@@ -178,6 +215,90 @@ mod tests {
         assert!(renamed.contains("127.0.1.1\ttwo\n") && renamed.contains("10.0.0.7 mine\n"));
         assert!(!renamed.contains("one"));
         assert_eq!(hosts_with(&renamed, "two"), renamed);
+    }
+
+    /// A disk with the names and keys of another sandbox, and a program that makes keys.
+    fn disk_of_another() -> tempfile::TempDir {
+        let root = tempfile::tempdir().expect("a directory");
+        let write = |path: &str, content: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().expect("has one")).expect("a directory");
+            fs::write(path, content).expect("writes");
+        };
+        write(HOSTNAME, "source\n");
+        write(HOSTS, "127.0.0.1\tlocalhost\n127.0.1.1\tsource\n10.0.0.7 mine\n");
+        write(MACHINE_ID, &format!("{}\n", "1".repeat(32)));
+        write("var/lib/dbus/machine-id", &format!("{}\n", "1".repeat(32)));
+        write("etc/ssh/ssh_host_ed25519_key", "the source's");
+        write("etc/ssh/ssh_host_ed25519_key.pub", "the source's");
+        write("etc/ssh/sshd_config", "kept");
+        write(SSH_KEYGEN, "#!/bin/sh\necho \"$5\" >\"$7\"\necho public >\"$7.pub\"\n");
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(root.path().join(SSH_KEYGEN), executable).expect("changes");
+        root
+    }
+
+    fn identity(name: &str, machine_id: &str) -> Identity {
+        Identity {
+            sandbox_id: "0123456789abcdef".to_string(),
+            hostname: name.to_string(),
+            machine_id: machine_id.repeat(32),
+            read_config: false,
+            first_boot: false,
+            config: None,
+        }
+    }
+
+    #[test]
+    fn a_clone_takes_its_own_names_and_keys_and_leaves_the_rest_as_it_was() {
+        let root = disk_of_another();
+        let read = |path: &str| fs::read_to_string(root.path().join(path)).expect("reads");
+        let mut warnings = vec![];
+        take_names(root.path(), &identity("copy", "2"), &mut warnings);
+        assert_eq!(warnings, Vec::<String>::new());
+        assert_eq!(read(HOSTNAME), "copy\n");
+        assert_eq!(read(HOSTS), "127.0.0.1\tlocalhost\n127.0.1.1\tcopy\n10.0.0.7 mine\n");
+        for path in [MACHINE_ID, "var/lib/dbus/machine-id"] {
+            assert_eq!(read(path).trim_end(), "2".repeat(32), "{path}");
+        }
+        assert_eq!(read("etc/ssh/ssh_host_ed25519_key"), "ed25519\n");
+        assert_eq!(read("etc/ssh/ssh_host_ed25519_key.pub"), "public\n");
+        assert_eq!(read("etc/ssh/sshd_config"), "kept");
+    }
+
+    #[test]
+    fn a_guest_that_is_told_again_who_it_is_keeps_its_keys() {
+        let root = disk_of_another();
+        let mut warnings = vec![];
+        take_names(root.path(), &identity("renamed", "1"), &mut warnings);
+        assert_eq!(warnings, Vec::<String>::new());
+        let key = fs::read_to_string(root.path().join("etc/ssh/ssh_host_ed25519_key")).expect("reads");
+        assert_eq!(key, "the source's");
+        assert_eq!(fs::read_to_string(root.path().join(HOSTNAME)).expect("reads"), "renamed\n");
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_made_anew_is_gone_all_the_same() {
+        let root = disk_of_another();
+        fs::remove_file(root.path().join(SSH_KEYGEN)).expect("removes");
+        let mut warnings = vec![];
+        take_names(root.path(), &identity("copy", "2"), &mut warnings);
+        assert!(warnings.len() == 1 && warnings[0].starts_with("ssh host keys: "), "{warnings:?}");
+        assert!(!root.path().join("etc/ssh/ssh_host_ed25519_key").exists());
+    }
+
+    #[test]
+    fn only_a_process_that_is_an_ssh_server_is_told_to_read_its_keys() {
+        let root = tempfile::tempdir().expect("a directory");
+        // No number, no process, and this very process under its true name.
+        let own = std::process::id().to_string();
+        fs::create_dir_all(root.path().join("proc").join(&own)).expect("a directory");
+        fs::create_dir(root.path().join("run")).expect("a directory");
+        fs::write(root.path().join("proc").join(&own).join("comm"), "cargo-nextest\n").expect("writes");
+        for pid in ["", "-1", "0", "1", "words", "999999999", &own] {
+            fs::write(root.path().join(SSH_SERVER), format!("{pid}\n")).expect("writes");
+            reload_ssh_server(root.path()).expect("nothing to tell");
+        }
     }
 
     #[test]

@@ -54,7 +54,8 @@ pub struct Agent {
     pub(crate) sole: SoleThread,
     pub(crate) scratch: Vec<u8>,
     pub(crate) boot_nonce: Nonce,
-    pub(crate) configured: bool,
+    /// Whose identity it has, if it was given one. A clone has its source's until it is told its own.
+    pub(crate) sandbox_id: Option<String>,
     pub(crate) init_started: bool,
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) power_off: bool,
@@ -83,7 +84,7 @@ impl Agent {
             sole: SoleThread::prove()?,
             scratch: vec![0; MAX_PAYLOAD],
             boot_nonce: random_nonce(),
-            configured: false,
+            sandbox_id: None,
             init_started: false,
             environment: BTreeMap::new(),
             power_off: false,

@@ -37,7 +37,7 @@ impl Guest {
     ///
     /// # Errors
     /// `Timeout`; `Closed` when the stream ends; `Refused` with the agent's words; `Version`; `Protocol` when the
-    /// answer is none, or does not come within 1 MiB of stale bytes. The stream is dropped then.
+    /// answer is none, or does not come within [`MAX_STALE`] bytes. The stream is dropped then.
     pub async fn attach<S>(stream: S, options: AttachOptions) -> Result<(Self, Welcome)>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -107,7 +107,8 @@ async fn hear<R: AsyncRead + Unpin>(reader: &mut R, nonce: &Nonce) -> Result<(We
             found = true;
             decoder.push(rest);
         } else if scanner.skipped() > MAX_STALE {
-            return Err(Error::because(ErrorKind::Protocol, OP, "1 MiB of bytes and no welcome among them"));
+            let why = format!("{MAX_STALE} bytes and no welcome among them");
+            return Err(Error::because(ErrorKind::Protocol, OP, why));
         }
         match decoder.next().map_err(|e| Error::because(ErrorKind::Protocol, OP, e))? {
             None => {}
@@ -126,6 +127,7 @@ async fn hear<R: AsyncRead + Unpin>(reader: &mut R, nonce: &Nonce) -> Result<(We
 fn tamed(welcome: Welcome) -> Welcome {
     Welcome {
         agent_version: printable(&welcome.agent_version),
+        sandbox_id: welcome.sandbox_id.as_deref().map(printable),
         warnings: welcome.warnings.iter().take(MAX_WARNINGS).map(|text| printable(text)).collect(),
         ..welcome
     }

@@ -38,6 +38,8 @@ struct State {
     /// Streams that somebody holds. An id below `next_id` that is not here belongs to one that is over.
     streams: HashMap<u32, Stream>,
     out: Vec<u8>,
+    /// While the channel is quiet: what waits to be queued behind that.
+    held: Option<Vec<u8>>,
     /// A `Detach` is in `out` or written; nothing may follow it.
     detaching: bool,
     detached: bool,
@@ -79,6 +81,7 @@ impl Core {
                 next_id: 1,
                 streams: HashMap::new(),
                 out: Vec::new(),
+                held: None,
                 detaching: false,
                 detached: false,
                 closed: None,
@@ -100,13 +103,10 @@ impl Core {
         let shared = &self.0;
         let mut offer = Some((stream, Message::Open(Box::new(request))));
         let opened = shared.until(&shared.room, |state| {
-            if let Some(error) = state.broken(op) {
-                return Some(Err(error));
+            if let Some(refused) = state.refuses(op) {
+                return Some(Err(refused));
             }
-            if state.detaching {
-                return Some(Err(Error::because(ErrorKind::Closed, op, "the guest is being detached")));
-            }
-            if state.out.len() >= OPEN_ROOM {
+            if state.waiting() >= OPEN_ROOM {
                 return None;
             }
             offer.take().map(|(stream, open)| state.open(op, stream, &open))
@@ -114,6 +114,36 @@ impl Core {
         let id = opened.await?;
         shared.work.notify_one();
         Ok(Handle { core: Arc::clone(self), id, wake, op })
+    }
+
+    /// Has the agent take in everything that was said, and holds back what is said next until the guard is dropped.
+    pub(crate) async fn hush(self: &Arc<Self>, op: &'static str) -> Result<Hush> {
+        let request = Request::Sessions;
+        let stream = Stream::new(&request);
+        let wake = Arc::clone(&stream.wake);
+        let shared = &self.0;
+        let mut offer = Some((stream, Message::Open(Box::new(request))));
+        let opened = shared.until(&shared.room, |state| {
+            if let Some(refused) = state.refuses(op) {
+                return Some(Err(refused));
+            }
+            // One at a time: the answer to a second question would be held back with the question.
+            if state.held.is_some() || state.out.len() >= OPEN_ROOM {
+                return None;
+            }
+            let opened = offer.take().map(|(stream, open)| state.open(op, stream, &open));
+            if let Some(Ok(_)) = opened {
+                state.held = Some(Vec::new());
+            }
+            opened
+        });
+        let id = opened.await?;
+        let hush = Hush(Arc::clone(self));
+        shared.work.notify_one();
+        let mut handle = Handle { core: Arc::clone(self), id, wake, op };
+        // Whatever the answer is, it shows that everything before the question was taken.
+        handle.next().await?;
+        Ok(hush)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -137,6 +167,7 @@ impl Core {
                 return if state.detached { Ok(()) } else { Err(error) };
             }
             if !state.detaching {
+                state.speak();
                 state.push(0, &Message::Detach).map_err(|e| Error::because(ErrorKind::TooLarge, OP, e))?;
                 state.detaching = true;
             }
@@ -159,6 +190,19 @@ impl Core {
     }
 }
 
+/// A channel on which the host says nothing. Dropped, what was held back is said.
+#[derive(Debug)]
+pub(crate) struct Hush(Arc<Core>);
+
+impl Drop for Hush {
+    fn drop(&mut self) {
+        let shared = &self.0.0;
+        shared.lock().speak();
+        shared.work.notify_one();
+        shared.room.notify_waiters();
+    }
+}
+
 struct CloseOnDrop<'a>(&'a Shared);
 
 impl Drop for CloseOnDrop<'_> {
@@ -172,11 +216,29 @@ impl State {
         self.closed.as_ref().map(|(kind, source)| Error::caused(*kind, op, Arc::clone(source)))
     }
 
+    /// Why nothing new can be begun.
+    fn refuses(&self, op: &'static str) -> Option<Error> {
+        let detaching = || Error::because(ErrorKind::Closed, op, "the guest is being detached");
+        self.broken(op).or_else(|| self.detaching.then(detaching))
+    }
+
+    /// Bytes that were said and not written yet.
+    fn waiting(&self) -> usize {
+        self.out.len() + self.held.as_ref().map_or(0, Vec::len)
+    }
+
     fn push(&mut self, stream: u32, message: &Message) -> std::result::Result<(), wire::WireError> {
         if self.detaching || self.closed.is_some() {
             return Ok(());
         }
-        wire::encode(stream, message, &mut self.out)
+        wire::encode(stream, message, self.held.as_mut().unwrap_or(&mut self.out))
+    }
+
+    /// No longer holds anything back.
+    fn speak(&mut self) {
+        if let Some(mut held) = self.held.take() {
+            self.out.append(&mut held);
+        }
     }
 
     fn open(&mut self, op: &'static str, stream: Stream, open: &Message) -> Result<u32> {
@@ -241,7 +303,7 @@ impl Shared {
         let mut state = self.lock();
         if state.closed.is_none() {
             state.closed = Some((kind, Arc::from(why.into())));
-            state.out = Vec::new();
+            (state.out, state.held) = (Vec::new(), None);
         }
         for stream in state.streams.values() {
             stream.wake.notify_waiters();
@@ -257,7 +319,7 @@ impl Shared {
         // Encoding fails only for long JSON, and these frames have none.
         let _ = state.push(stream, message);
         self.work.notify_one();
-        state.out.len() <= OUT_LIMIT
+        state.waiting() <= OUT_LIMIT
     }
 
     fn check(&self, fits: bool) {

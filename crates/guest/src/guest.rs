@@ -8,7 +8,7 @@ use wire::{
     StatRequest,
 };
 
-use crate::channel::{Core, Handle};
+use crate::channel::{Core, Handle, Hush};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exec::{ExecEvent, ExecStream, unexpected};
 use crate::file::{FileReader, FileWriter};
@@ -22,6 +22,14 @@ pub const MAX_LISTING: usize = 16 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Guest(Arc<Core>);
 
+/// A guest to which nothing is said: the agent has taken in everything before, and what verbs say meanwhile waits
+/// here. Its answers are heard all the same. Dropped, everything goes on.
+#[derive(Debug)]
+#[must_use = "dropped, everything goes on"]
+pub struct Quiet {
+    _hush: Hush,
+}
+
 impl Guest {
     pub(crate) fn new(core: Arc<Core>) -> Self {
         Self(core)
@@ -34,6 +42,21 @@ impl Guest {
     /// `Timeout`, or `Closed`/`Protocol` when the channel broke first. The channel is closed in any case.
     pub async fn detach(&self, deadline: Instant) -> Result<()> {
         self.0.detach(deadline).await
+    }
+
+    /// Waits until the agent has taken in everything that was said so far, as whole frames, and says nothing more
+    /// until the value is dropped. A copy of the guest that is made meanwhile holds no half frame, whose missing end
+    /// the padding of an attach would fill with zero bytes: to a terminal's stream, these would look like typed.
+    /// Verbs and streams go on, and wait for what they need the agent for.
+    ///
+    /// # Errors
+    /// `Timeout` when the agent does not answer (it may have stopped listening because nobody takes its answers):
+    /// a copy is sound all the same, but for what was just being typed. `Closed`, `Protocol`.
+    pub async fn quiet(&self, deadline: Instant) -> Result<Quiet> {
+        const OP: &str = "let the guest take in what was said";
+        let hushed = tokio::time::timeout_at(deadline, self.0.hush(OP)).await;
+        let hush = hushed.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, OP)))?;
+        Ok(Quiet { _hush: hush })
     }
 
     /// Resolves with the reason once the channel is closed, for whatever reason, and the byte stream is dropped.

@@ -37,4 +37,4 @@ pub use attach::AttachOptions;
 pub use error::{Error, ErrorKind, Result};
 pub use exec::{ExecEvent, ExecStream, StdinSender};
 pub use file::{FileReader, FileWriter};
-pub use guest::{Guest, MAX_LISTING};
+pub use guest::{Guest, MAX_LISTING, Quiet};

@@ -4,4 +4,5 @@ mod attach;
 mod bad_guests;
 mod files;
 mod peer;
+mod quiet;
 mod streams;

@@ -72,8 +72,10 @@ pub const MAX_MESSAGE: usize = 1024 * 1024;
 /// Data bytes that may be under way on one stream in one direction without credit.
 pub const WINDOW: u32 = 256 * 1024;
 
-/// How many stale bytes the host skips at most while it looks for [`WELCOME_MAGIC`].
-pub const MAX_STALE: usize = 1024 * 1024;
+/// How many stale bytes the host skips at most while it looks for [`WELCOME_MAGIC`]. An agent that was stopped in the
+/// middle of talking may have that many for an earlier host: 128 buffers of 32 KiB in the port's queue, and behind
+/// them what it keeps itself before it stops listening (1 MiB, and the answer that went over it).
+pub const MAX_STALE: usize = 8 * 1024 * 1024;
 
 /// A number that is chosen at random to recognise an answer or a run of a guest.
 pub type Nonce = Hex<16>;

@@ -70,7 +70,7 @@ pub struct Attach {
     pub now_unix_ns: u64,
     /// Mixed into the guest's random pool and credited, before anything else runs.
     pub entropy: Entropy,
-    /// On first boots, cold boots and clones: who this guest is from now on.
+    /// On first boots, cold boots and clones, of templates and of running guests: who this guest is from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
     /// Let the root file system grow to its disk, which has this many bytes, or is about to: a disk that was resized a
@@ -88,7 +88,8 @@ pub struct Identity {
     pub hostname: String,
     /// 32 hex digits for /etc/machine-id.
     pub machine_id: String,
-    /// Whether there is a config drive to read.
+    /// Whether there is a config drive to read. False for a clone of a guest that runs already: environment and init
+    /// command are in its memory.
     pub read_config: bool,
     /// Whether this guest never ran under this identity before: only then are the config drive's files placed, so
     /// that a later boot does not undo what was changed in them.
@@ -122,6 +123,10 @@ pub struct Welcome {
     pub boot_nonce: Nonce,
     /// Whether an identity has ever been applied.
     pub configured: bool,
+    /// The sandbox whose identity was applied last. A clone of a running guest is configured before it was told who
+    /// it is, as its source; `None` also from agents of before this field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox_id: Option<String>,
     /// What did not go well, but not badly enough to refuse.
     #[serde(default)]
     pub warnings: Vec<String>,

@@ -38,6 +38,17 @@ fn message() -> impl Strategy<Value = Message> {
     ]
 }
 
+fn attach() -> Message {
+    Message::Attach(Box::new(bhatti_wire::Attach {
+        protocol: bhatti_wire::PROTOCOL,
+        nonce: bhatti_wire::Hex([1; 16]),
+        now_unix_ns: 1,
+        entropy: bhatti_wire::Hex([2; 64]),
+        identity: None,
+        grow_root_to: None,
+    }))
+}
+
 fn decode_all(decoder: &mut Decoder) -> Vec<Frame> {
     std::iter::from_fn(|| decoder.next().expect("valid frames")).collect()
 }
@@ -83,25 +94,39 @@ proptest! {
     }
 
     #[test]
-    fn padding_frees_a_decoder_from_any_half_frame(
-        message in message(),
-        kept in 0usize..MAX_FRAME,
+    fn padding_frees_a_decoder_from_a_conversation_that_was_cut_anywhere(
+        messages in vec(message(), 1..4),
+        kept in 0usize..4 * MAX_FRAME,
     ) {
-        let mut bytes = Vec::new();
-        encode(5, &message, &mut bytes).expect("short enough");
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        for message in &messages {
+            encode(5, message, &mut bytes).expect("short enough");
+            ends.push(bytes.len());
+        }
         bytes.truncate(kept);
+        let whole = ends.iter().filter(|end| **end <= bytes.len()).count();
         bytes.extend_from_slice(&vec![0; PADDING_LEN]);
         bytes.extend_from_slice(&ATTACH_MAGIC);
+        encode(0, &attach(), &mut bytes).expect("short enough");
         let mut decoder = Decoder::new();
         decoder.push(&bytes);
+        let mut decoded = 0;
         let rest = loop {
             match decoder.next() {
-                Ok(frame) => prop_assert!(frame.is_some(), "the padding was swallowed"),
+                Ok(frame) => {
+                    prop_assert!(frame.is_some(), "the padding was swallowed");
+                    decoded += 1;
+                }
                 Err(error) if error.is_fatal() => break decoder.take_rest(),
                 Err(_) => {}
             }
         };
-        prop_assert!(bhatti_wire::Scanner::for_attach().push(&rest).is_some());
+        prop_assert!(decoded <= whole + 1, "more than the half frame was made up");
+        let mut scanner = bhatti_wire::Scanner::for_attach();
+        let found = scanner.push(&rest);
+        prop_assert!(found.is_some());
+        decoder.push(found.unwrap_or_default());
+        prop_assert_eq!(decoder.next().expect("a frame"), Some(Frame { stream: 0, message: attach() }));
     }
 }
 
@@ -137,6 +162,22 @@ fn an_unknown_request_is_skipped_and_the_next_frame_is_read() {
     decoder.push(&bytes);
     assert!(matches!(decoder.next(), Err(WireError::Malformed { stream: 9, open: true, .. })));
     assert_eq!(decoder.next().expect("a frame"), Some(Frame { stream: 10, message: Message::Eof }));
+}
+
+#[test]
+fn a_welcome_of_an_agent_that_knew_fewer_fields_is_understood() {
+    let json = format!(
+        r#"{{"protocol":1,"agent_version":"0.1.0","boot_nonce":"{}","configured":true}}"#,
+        "09".repeat(16)
+    );
+    let mut bytes = vec![0, 0, 0, 0, 2, u8::try_from(json.len()).expect("short"), 0, 0];
+    bytes.extend_from_slice(json.as_bytes());
+    let mut decoder = Decoder::new();
+    decoder.push(&bytes);
+    let Some(Frame { message: Message::Welcome(welcome), .. }) = decoder.next().expect("a frame") else {
+        panic!("no welcome")
+    };
+    assert!(welcome.configured && welcome.sandbox_id.is_none() && welcome.warnings.is_empty());
 }
 
 #[test]

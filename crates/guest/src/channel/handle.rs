@@ -85,7 +85,7 @@ impl Input {
                     Ok(allowed) => allowed,
                     Err(error) => return Some(Err(error)),
                 };
-                if state.out.len() >= DATA_ROOM || state.detaching {
+                if state.waiting() >= DATA_ROOM || state.detaching {
                     return None;
                 }
                 let len = usize::try_from(allowed).unwrap_or(MAX_PAYLOAD).min(MAX_PAYLOAD).min(rest.len());

@@ -27,6 +27,7 @@ pub(super) fn welcome() -> Welcome {
         agent_version: "0".to_owned(),
         boot_nonce: wire::Hex([9; 16]),
         configured: true,
+        sandbox_id: Some("0123456789abcdef".to_owned()),
         warnings: Vec::new(),
     }
 }
