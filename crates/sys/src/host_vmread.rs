@@ -24,6 +24,48 @@ pub fn read_memory(pid: u32, ranges: &[AddressRange], buffer: &mut [u8]) -> io::
     })
 }
 
+/// Less than this is read by one thread: about what is copied while a second one starts, a few times over.
+const WORTH_TWO_THREADS: usize = 4 << 20;
+
+/// Reads as [`read_memory`] does, one half by another thread when there is much.
+///
+/// # Errors
+/// As [`read_memory`], or no thread could be made.
+pub fn read_memory_parallel(pid: u32, ranges: &[AddressRange], buffer: &mut [u8]) -> io::Result<()> {
+    if buffer.len() < WORTH_TWO_THREADS {
+        return read_memory(pid, ranges, buffer);
+    }
+    checked(pid, ranges, buffer.len())?;
+    // Halves of whole pages, wherever in a range that is.
+    let half = (buffer.len() / 2).next_multiple_of(4096);
+    let (first, second) = split(ranges, half as u64);
+    let (low, high) = buffer.split_at_mut(half);
+    std::thread::scope(|scope| {
+        let other = std::thread::Builder::new()
+            .name("ram-copy".to_owned())
+            .spawn_scoped(scope, || read_memory(pid, &second, high))?;
+        let here = read_memory(pid, &first, low);
+        let there = other.join().unwrap_or_else(|_panic| Err(io::Error::other("the second copier panicked")));
+        here.and(there)
+    })
+}
+
+/// The first `bytes` of the ranges, and the rest.
+fn split(ranges: &[AddressRange], bytes: u64) -> (Vec<AddressRange>, Vec<AddressRange>) {
+    let (mut first, mut second, mut left) = (Vec::new(), Vec::new(), bytes);
+    for range in ranges {
+        let cut = range.start + left.min(range.end - range.start);
+        left -= cut - range.start;
+        if range.start < cut {
+            first.push(AddressRange { start: range.start, end: cut });
+        }
+        if cut < range.end {
+            second.push(AddressRange { start: cut, end: range.end });
+        }
+    }
+    (first, second)
+}
+
 /// Writes `data` over the ranges one after the other; its length is theirs together.
 ///
 /// # Errors
@@ -99,6 +141,32 @@ mod tests {
         read_memory(std::process::id(), &ranges, &mut out).unwrap();
         for (chunk, i) in out.chunks(4).zip((0..3000usize).rev()) {
             assert_eq!(chunk, &source[i * 8..i * 8 + 4]);
+        }
+    }
+
+    #[test]
+    fn two_threads_read_what_one_reads() {
+        let pages = WORTH_TWO_THREADS / 4096 * 3 + 1;
+        let source: Vec<u8> = (0..pages * 4096).map(|i| u8::try_from(i / 5 % 251).unwrap()).collect();
+        let base = source.as_ptr().addr() as u64;
+        let page = |i: usize, pages: u64| at(base + i as u64 * 4096, pages * 4096);
+        let scattered: Vec<_> = (0..pages).step_by(2).map(|i| page(i, 1)).collect();
+        let whole = vec![page(0, pages as u64)];
+        let ends = vec![page(0, 0), page(1, 2), page(9, pages as u64 - 9)];
+        let few = vec![page(3, 1)];
+        for ranges in [scattered, whole, ends, few, Vec::new()] {
+            let len = ranges.iter().map(|range| usize::try_from(range.end - range.start).unwrap()).sum();
+            let (mut one, mut two) = (vec![0u8; len], vec![1u8; len]);
+            read_memory(std::process::id(), &ranges, &mut one).unwrap();
+            read_memory_parallel(std::process::id(), &ranges, &mut two).unwrap();
+            assert!(one == two);
+        }
+        let mut out = vec![0u8; WORTH_TWO_THREADS];
+        let len = WORTH_TWO_THREADS as u64;
+        for unreachable in [at(4096, len), at(base + pages as u64 * 4096 - len + 8192, len), at(4096, 1)] {
+            let below = at(base, len - 4096);
+            assert!(read_memory_parallel(std::process::id(), &[unreachable], &mut out).is_err());
+            assert!(read_memory_parallel(std::process::id(), &[below, at(8192, 4096)], &mut out).is_err());
         }
     }
 

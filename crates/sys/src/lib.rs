@@ -5,6 +5,7 @@
 pub mod guest_ioctl;
 pub mod guest_process;
 pub mod host_btrfs;
+pub mod host_buffer;
 pub mod host_fiemap;
 pub mod host_pagemap;
 pub mod host_process;

@@ -17,18 +17,17 @@
 //! disk, USB, keyboard, SMBus and HPET 4 ms. Seccomp costs nothing that could be seen.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use serde_json::{Value, json};
 use types::{Accel, Arch};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::machine::{AGENT_SOCKET, QMP_SOCKET};
-use crate::spec::{MachineSpec, RootDisk};
+use crate::nodes::{self, ROOT_NODE, text};
+use crate::spec::{DiskFile, MachineSpec};
 
-/// Node name of the root disk, by which it is resized.
-pub(crate) const ROOT_NODE: &str = "root";
+/// Node and device of the config drive.
+const CONFIG_NODE: &str = "config";
 /// The console's ring buffer.
 pub(crate) const CONSOLE: &str = "console";
 /// How much of the console the VMM keeps; a power of two.
@@ -84,7 +83,7 @@ impl MachineSpec {
             args.pair("-device", disk(ROOT_NODE, 0x2));
         }
         if self.config.is_some() {
-            args.pair("-device", disk("config", 0x3));
+            args.pair("-device", disk(CONFIG_NODE, 0x3));
         }
         args.pair("-device", "virtio-serial-pci,id=serial,bus=pcie.0,addr=0x4,disable-legacy=on,max_ports=2");
         args.pair("-device", "virtserialport,id=agent,bus=serial.0,nr=1,chardev=agent,name=bhatti.agent");
@@ -165,38 +164,11 @@ impl MachineSpec {
 
     fn block_nodes(&self) -> Result<Vec<Value>> {
         let mut nodes = Vec::new();
-        match &self.root {
-            Some(RootDisk::Overlay { path, base }) => nodes.push(json!({
-                "driver": "qcow2",
-                "node-name": ROOT_NODE,
-                "discard": "unmap",
-                "detect-zeroes": "unmap",
-                "file": {"driver": "file", "node-name": "root-file", "filename": text(path)?, "discard": "unmap"},
-                "backing": {
-                    "driver": "raw",
-                    "node-name": "base",
-                    "read-only": true,
-                    "file": {"driver": "file", "node-name": "base-file", "filename": text(base)?, "read-only": true},
-                },
-            })),
-            Some(RootDisk::Raw { path }) => nodes.push(json!({
-                "driver": "raw",
-                "node-name": ROOT_NODE,
-                "discard": "unmap",
-                "detect-zeroes": "unmap",
-                "file": {"driver": "file", "node-name": "root-file", "filename": text(path)?, "discard": "unmap"},
-            })),
-            None => {}
+        if let Some(root) = &self.root {
+            nodes.extend(nodes::root_disk(root)?);
         }
         if let Some(config) = &self.config {
-            nodes.push(json!({
-                "driver": "raw",
-                "node-name": "config",
-                "read-only": true,
-                "file": {
-                    "driver": "file", "node-name": "config-file", "filename": text(config)?, "read-only": true,
-                },
-            }));
+            nodes.extend(nodes::frozen(CONFIG_NODE, &DiskFile::raw(config), None)?);
         }
         Ok(nodes)
     }
@@ -206,13 +178,6 @@ fn disk(name: &str, slot: u8) -> String {
     format!(
         "virtio-blk-pci,id={name},bus=pcie.0,addr={slot:#x},drive={name},serial={name},disable-legacy=on,num-queues=1"
     )
-}
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().ok_or_else(|| {
-        let shown = String::from_utf8_lossy(path.as_os_str().as_bytes()).into_owned();
-        Error::new(ErrorKind::Refused, "writing QEMU's command line", format!("{shown:?} is not UTF-8"))
-    })
 }
 
 #[derive(Default)]
@@ -234,7 +199,8 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::testing;
+    use crate::error::ErrorKind;
+    use crate::spec::{RootDisk, testing};
     use std::path::PathBuf;
 
     fn golden(name: &str, spec: &MachineSpec) {
@@ -263,9 +229,23 @@ mod tests {
             let mut spec = testing::spec(arch, accel);
             golden(&format!("{arch}-{accel}-boot.argv"), &spec);
             spec.incoming = true;
-            spec.root = Some(RootDisk::Raw { path: "rootfs.ext4".into() });
+            spec.root = Some(RootDisk { top: DiskFile::raw("rootfs.ext4"), below: Vec::new() });
             spec.ram_base_writable = true;
             golden(&format!("{arch}-{accel}-incoming.argv"), &spec);
+        }
+        let mut spec = testing::spec(Arch::Amd64, Accel::Tcg);
+        spec.incoming = true;
+        let image = DiskFile::raw("../../images/rootfs-minimal.ext4");
+        let layer = |id: &str| DiskFile::qcow2(format!("../../layers/{id}.qcow2"));
+        for (name, below) in [
+            ("two-layers", vec![layer("2222222222222222"), layer("1111111111111111"), image]),
+            (
+                "raw-layer",
+                vec![layer("2222222222222222"), DiskFile::raw("../../layers/1111111111111111.ext4")],
+            ),
+        ] {
+            spec.root = Some(RootDisk { top: DiskFile::qcow2("rootfs.qcow2"), below });
+            golden(&format!("amd64-tcg-{name}.argv"), &spec);
         }
     }
 
@@ -282,7 +262,8 @@ mod tests {
     fn commas_and_quotes_in_paths_are_only_letters() {
         let mut spec = testing::spec(Arch::Amd64, Accel::Tcg);
         spec.ram_base = "a,share=on\"b.ram".into();
-        spec.root = Some(RootDisk::Raw { path: "a,b\"c".into() });
+        let raw = |path: PathBuf| Some(RootDisk { top: DiskFile::raw(path), below: Vec::new() });
+        spec.root = raw("a,b\"c".into());
         let argv = spec.argv().unwrap();
         let objects: Vec<Value> = argv
             .iter()
@@ -290,9 +271,30 @@ mod tests {
             .filter(Value::is_object)
             .collect();
         assert_eq!(objects[0]["mem-path"], "a,share=on\"b.ram");
-        assert_eq!(objects[1]["file"]["filename"], "a,b\"c");
+        assert_eq!(objects[1]["filename"], "a,b\"c");
         use std::os::unix::ffi::OsStringExt as _;
-        spec.root = Some(RootDisk::Raw { path: PathBuf::from(OsString::from_vec(vec![0xff])) });
+        spec.root = raw(PathBuf::from(OsString::from_vec(vec![0xff])));
         assert_eq!(spec.argv().unwrap_err().kind(), ErrorKind::Refused);
+    }
+
+    #[test]
+    fn nothing_lies_below_a_raw_file() {
+        let (raw, qcow2) = (|| DiskFile::raw("r"), || DiskFile::qcow2("q"));
+        let mut spec = testing::spec(Arch::Amd64, Accel::Tcg);
+        for (top, below, fine) in [
+            (raw(), vec![], true),
+            (qcow2(), vec![], true),
+            (qcow2(), vec![qcow2(), raw()], true),
+            (qcow2(), vec![qcow2(), qcow2()], true),
+            (raw(), vec![raw()], false),
+            (qcow2(), vec![raw(), qcow2()], false),
+            (qcow2(), vec![qcow2(), raw(), raw()], false),
+        ] {
+            spec.root = Some(RootDisk { top, below });
+            match spec.argv() {
+                Ok(_) => assert!(fine, "{:?}", spec.root),
+                Err(error) => assert!(!fine && error.kind() == ErrorKind::Refused, "{error}"),
+            }
+        }
     }
 }

@@ -2,10 +2,12 @@
 
 mod argv;
 mod codec;
+mod disk;
 mod error;
 mod host;
 mod machine;
 mod maps;
+mod nodes;
 mod process;
 mod qemu;
 mod qmp;
@@ -13,9 +15,10 @@ mod ram;
 mod reference;
 mod spec;
 
+pub use disk::{Folded, NextTop};
 pub use error::{Error, ErrorKind, Result};
 pub use host::{host_boot_id, host_cpus, host_memory, host_tsc_khz, kvm_opens, no_lock};
 pub use machine::{AGENT_SOCKET, End, Machine, QMP_SOCKET, Status, VMM_LOG};
 pub use qemu::{Qemu, Version};
 pub use ram::GuestRam;
-pub use spec::{MachineSpec, RootDisk, cpu_model};
+pub use spec::{DiskFile, DiskFormat, MachineSpec, RootDisk, cpu_model};

@@ -21,9 +21,9 @@ use sys::host_process::{Pidfd, peer_pid};
 use sys::host_socket::ProcFdPath;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use types::Bytes;
 
-use crate::argv::{CONSOLE, CONSOLE_BYTES, RAM, ROOT_NODE};
+use crate::argv::{CONSOLE, CONSOLE_BYTES, RAM};
+use crate::disk::{Turns, has_fold};
 use crate::error::{Error, ErrorKind, Result};
 use crate::qmp::{Command, Facts, Qmp};
 use crate::{GuestRam, MachineSpec, Qemu, maps, process, ram};
@@ -87,6 +87,7 @@ pub(crate) struct Inner {
     gone: watch::Receiver<bool>,
     pub(crate) qmp: Qmp,
     base: Base,
+    pub(crate) disk: Turns,
     // The VMM hands out each byte of its ring buffer once; what was taken is kept here. Held across the question, so
     // that pieces are put together in order.
     console: tokio::sync::Mutex<String>,
@@ -170,6 +171,7 @@ impl Machine {
             property("mem-path"),
             property("size"),
             Command::plain("query-status"),
+            Command::plain("query-jobs"),
         ];
         let answers = qmp.call_all(OP, commands).await?;
         let odd = || Error::new(ErrorKind::Protocol, OP, "its memory object has no path and size");
@@ -179,7 +181,12 @@ impl Machine {
         let io = |error| Error::io(OP, format!("taking hold of process {pid}"), error);
         let process = Pidfd::open(pid).map_err(io)?;
         let gone = process::watch_exit(process.try_clone().map_err(io)?, None).map_err(io)?;
-        Ok(Some(Self::new(dir, sockets, process, gone, qmp, base)))
+        let machine = Self::new(dir, sockets, process, gone, qmp, base);
+        // A fold of the daemon before this one: nobody waits for it, and it would be in the way.
+        if answers.last().is_some_and(has_fold) {
+            machine.inner.cancel_fold().await?;
+        }
+        Ok(Some(machine))
     }
 
     fn new(
@@ -190,8 +197,10 @@ impl Machine {
         qmp: Qmp,
         base: Base,
     ) -> Self {
-        let console = tokio::sync::Mutex::default();
-        Self { inner: Arc::new(Inner { dir: dir.to_owned(), sockets, process, gone, qmp, base, console }) }
+        let (disk, console) = (Turns::default(), tokio::sync::Mutex::default());
+        Self {
+            inner: Arc::new(Inner { dir: dir.to_owned(), sockets, process, gone, qmp, base, disk, console }),
+        }
     }
 
     /// The VMM's process id.
@@ -201,14 +210,16 @@ impl Machine {
     }
 
     async fn call(&self, op: &'static str, command: Command<'_>) -> Result<Value> {
-        self.inner.qmp.call(op, command).await.map_err(|error| closed_means_died(error, &self.inner.dir))
+        self.inner.call(op, command).await
     }
 
-    /// Stops the guest's processors and flushes its disks.
+    /// Stops the guest's processors and flushes its disks. A fold of the root disk gives way: the disk's files stay as
+    /// they are until something else is asked for.
     ///
     /// # Errors
     /// The VMM refused or is gone.
     pub async fn pause(&self) -> Result<()> {
+        let _turn = self.inner.disk.take().await;
         self.call("pausing the guest", Command::plain("stop")).await.map(drop)
     }
 
@@ -295,15 +306,6 @@ impl Machine {
             }
             other => other,
         }
-    }
-
-    /// Makes the root disk larger, for the guest too.
-    ///
-    /// # Errors
-    /// The VMM refused or is gone.
-    pub async fn resize_root(&self, size: Bytes) -> Result<()> {
-        let arguments = json!({"node-name": ROOT_NODE, "size": size.0});
-        self.call("resizing the root disk", Command::with("block_resize", arguments)).await.map(drop)
     }
 
     /// The last bytes of the guest's console (at most 4 KiB), for messages.
@@ -402,6 +404,19 @@ impl Machine {
 }
 
 impl Inner {
+    pub(crate) async fn call(&self, op: &'static str, command: Command<'_>) -> Result<Value> {
+        self.qmp.call(op, command).await.map_err(|error| self.told(error))
+    }
+
+    pub(crate) async fn call_all(&self, op: &'static str, commands: Vec<Command<'_>>) -> Result<Vec<Value>> {
+        self.qmp.call_all(op, commands).await.map_err(|error| self.told(error))
+    }
+
+    /// The error with the VMM's last words, if it is that the VMM ended.
+    pub(crate) fn told(&self, error: Error) -> Error {
+        closed_means_died(error, &self.dir)
+    }
+
     async fn console_tail(&self) -> Result<String> {
         let mut kept = self.console.lock().await;
         let arguments = json!({"device": CONSOLE, "size": CONSOLE_BYTES, "format": "utf8"});

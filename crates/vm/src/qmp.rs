@@ -16,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::codec::{Decoder, Message, Refusal, encode};
+use crate::disk::FOLD_JOB;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long one command may take; a busy host with a hundred machines starting included.
@@ -28,8 +29,21 @@ pub(crate) struct Facts {
     pub(crate) shutdown: Option<String>,
     /// How the load of a device state stands: `setup`, `active`, `completed`, `failed`.
     pub(crate) migration: Option<String>,
+    /// The last job that folds the root disk's layers.
+    pub(crate) fold: Fold,
     /// The conversation is over.
     pub(crate) closed: bool,
+}
+
+/// How a fold stands; all false while it is under way.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Fold {
+    /// It failed: what the VMM said.
+    pub(crate) error: Option<String>,
+    /// It was told to end before its time.
+    pub(crate) cancelled: bool,
+    /// It has ended and let go of the disk.
+    pub(crate) gone: bool,
 }
 
 type Pending = HashMap<u64, oneshot::Sender<std::result::Result<Value, Refusal>>>;
@@ -227,6 +241,20 @@ fn take(shared: &Shared, message: Message) {
                 "GUEST_PANICKED" => shared.facts.send_modify(|facts| {
                     facts.shutdown = Some("guest-panic".to_owned());
                 }),
+                // qapi/job.json, qapi/block-core.json: block jobs name themselves in two ways.
+                "JOB_STATUS_CHANGE" if data.get("id").is_some_and(|id| id == FOLD_JOB) => {
+                    match data.get("status").and_then(Value::as_str).unwrap_or_default() {
+                        "created" => shared.facts.send_modify(|facts| facts.fold = Fold::default()),
+                        "null" => shared.facts.send_modify(|facts| facts.fold.gone = true),
+                        _ => {}
+                    }
+                }
+                "BLOCK_JOB_COMPLETED" if data.get("device").is_some_and(|id| id == FOLD_JOB) => {
+                    shared.facts.send_modify(|facts| facts.fold.error = word("error"));
+                }
+                "BLOCK_JOB_CANCELLED" if data.get("device").is_some_and(|id| id == FOLD_JOB) => {
+                    shared.facts.send_modify(|facts| facts.fold.cancelled = true);
+                }
                 "MIGRATION" => shared.facts.send_modify(|facts| facts.migration = word("status")),
                 _ => {}
             }

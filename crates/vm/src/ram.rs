@@ -88,6 +88,18 @@ impl GuestRam {
         self.require_alive()
     }
 
+    /// Reads as [`GuestRam::read_runs`] does, by two threads when there is much to read: one cannot copy as fast as the
+    /// memory gives. `buf` should have its memory already ([`sys::host_buffer::PageBuffer`]).
+    ///
+    /// # Errors
+    /// As [`GuestRam::read`].
+    pub fn read_runs_parallel(&self, runs: &[RamRun], buf: &mut [u8]) -> io::Result<()> {
+        let ranges = self.ranges(runs)?;
+        host_vmread::read_memory_parallel(self.inner.process.pid(), &ranges, buf)
+            .map_err(|error| self.explain(error))?;
+        self.require_alive()
+    }
+
     /// Writes `data` at `at`; the pages become private, the base stays as it is.
     ///
     /// # Errors

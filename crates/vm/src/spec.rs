@@ -42,21 +42,46 @@ pub struct MachineSpec {
     pub incoming: bool,
 }
 
-/// How the root disk is kept.
+/// What a disk's file looks like inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// The disk's bytes as they are; complete, nothing lies below it.
+    Raw,
+    /// What differs from the file below it.
+    Qcow2,
+}
+
+/// One file of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RootDisk {
-    /// A qcow2 file over a raw base that is only read.
-    Overlay {
-        /// The qcow2 file.
-        path: PathBuf,
-        /// The raw base image.
-        base: PathBuf,
-    },
-    /// A raw file of its own.
-    Raw {
-        /// The raw file.
-        path: PathBuf,
-    },
+pub struct DiskFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it looks like inside.
+    pub format: DiskFormat,
+}
+
+impl DiskFile {
+    /// A raw file.
+    #[must_use]
+    pub fn raw(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), format: DiskFormat::Raw }
+    }
+
+    /// A qcow2 file.
+    #[must_use]
+    pub fn qcow2(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), format: DiskFormat::Qcow2 }
+    }
+}
+
+/// How the root disk is kept: one file that is written to, and what is read through it. What lies below is
+/// said here, never read from the headers of the files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootDisk {
+    /// Takes all writes.
+    pub top: DiskFile,
+    /// Only read, the nearest to the top first. Only the last one may be raw; none for a raw top.
+    pub below: Vec<DiskFile>,
 }
 
 /// The processor given to guests: the host's own under KVM (a state then loads on hosts with that processor only),
@@ -88,9 +113,9 @@ pub(crate) mod testing {
             extra_cmdline: vec!["bhatti.probe".into()],
             ram_base: "../../templates/zero/512.ram".into(),
             ram_base_writable: false,
-            root: Some(RootDisk::Overlay {
-                path: "rootfs.qcow2".into(),
-                base: "../../images/rootfs-minimal.ext4".into(),
+            root: Some(RootDisk {
+                top: DiskFile::qcow2("rootfs.qcow2"),
+                below: vec![DiskFile::raw("../../images/rootfs-minimal.ext4")],
             }),
             config: Some("config.ext4".into()),
             tsc_khz: Some(2_600_000),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use types::{Accel, Arch, Mebibytes, RamOffset, RamRun};
-use vm::{GuestRam, Machine, MachineSpec, Qemu, RootDisk};
+use vm::{DiskFile, GuestRam, Machine, MachineSpec, Qemu, RootDisk};
 
 pub const MEMORY: Mebibytes = Mebibytes(256);
 const LIMIT: Duration = Duration::from_secs(90);
@@ -97,7 +97,7 @@ impl Home {
             extra_cmdline: self.words.clone(),
             ram_base: "../zero.ram".into(),
             ram_base_writable: !qemu.opens_base_read_only(),
-            root: Some(RootDisk::Overlay { path: "root.qcow2".into(), base: "../image".into() }),
+            root: Some(RootDisk { top: DiskFile::qcow2("root.qcow2"), below: vec![DiskFile::raw("../image")] }),
             config: Some("config".into()),
             tsc_khz: vm::host_tsc_khz(),
             incoming,
