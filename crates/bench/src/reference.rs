@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use guest::{AttachOptions, ExecEvent, Guest};
 use storage::{KernelRecord, Store, layout};
 use types::{Accel, Arch, ContentId, Mebibytes, StorageLayout};
-use vm::{Machine, MachineSpec, Qemu, RootDisk};
+use vm::{DiskFile, Machine, MachineSpec, Qemu, RootDisk};
 
 use crate::error::{During as _, Error, Result};
 
@@ -74,9 +74,9 @@ impl Reference {
             extra_cmdline: Vec::new(),
             ram_base: self.store.zero_base(MEMORY).during("making a RAM base")?,
             ram_base_writable: !self.qemu.opens_base_read_only(),
-            root: Some(RootDisk::Overlay {
-                path: PathBuf::from(layout::root_disk(StorageLayout::Overlay)),
-                base: self.image.path_from_machine_dir(),
+            root: Some(RootDisk {
+                top: DiskFile::qcow2(layout::root_disk(StorageLayout::Overlay)),
+                below: vec![DiskFile::raw(self.image.path_from_machine_dir())],
             }),
             config: Some(PathBuf::from(layout::CONFIG_DRIVE)),
             tsc_khz: vm::host_tsc_khz(),
@@ -91,7 +91,7 @@ impl Reference {
         let staged =
             self.store.templates().stage(&key, StorageLayout::Overlay).during("staging a machine")?;
         let base = self.image.path_from_machine_dir();
-        image::qemu_img_create_overlay(&staged.root_disk_path(), &base, self.image.size)
+        image::qemu_img_create_overlay(&staged.root_disk_path(), &base, image::BackingFormat::Raw, self.image.size)
             .during("making a disk")?;
         let env = BTreeMap::new();
         let drive = image::ConfigDrive { env: &env, init: None, files: &[] };

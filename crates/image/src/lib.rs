@@ -25,6 +25,6 @@ pub use error::{Error, ErrorKind, Result};
 pub use initramfs::{Initramfs, build_initramfs};
 pub use kernel::{KernelTree, fetch_kernel, kernel_from_paths};
 pub use minimal::{MinimalImage, build_minimal, minimal_recipe_id};
-pub use overlay::qemu_img_create_overlay;
+pub use overlay::{BackingFormat, qemu_img_create_overlay};
 pub use programs::{Program, programs};
 pub use progress::{Build, Cancel, Progress};

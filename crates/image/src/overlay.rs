@@ -7,15 +7,33 @@ use types::Bytes;
 use crate::Result;
 use crate::run::Tool;
 
-/// Makes the empty qcow2 overlay `path` of `size` bytes on the raw image that `base_relative` names as seen from
-/// the overlay's directory. The base is not opened, and need not be there yet.
+/// How the file under an overlay is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackingFormat {
+    /// The disk's bytes as they are.
+    Raw,
+    /// Another overlay.
+    Qcow2,
+}
+
+/// Makes the empty qcow2 overlay `path` of `size` bytes on the file that `base_relative` names as seen from the
+/// overlay's directory. The base is not opened, and need not be there yet.
 ///
 /// # Errors
 /// [`ErrorKind::Missing`](crate::ErrorKind::Missing) without `qemu-img`, else
 /// [`ErrorKind::Tool`](crate::ErrorKind::Tool).
-pub fn qemu_img_create_overlay(path: &Path, base_relative: &Path, size: Bytes) -> Result<()> {
+pub fn qemu_img_create_overlay(
+    path: &Path,
+    base_relative: &Path,
+    format: BackingFormat,
+    size: Bytes,
+) -> Result<()> {
+    let format = match format {
+        BackingFormat::Raw => "raw",
+        BackingFormat::Qcow2 => "qcow2",
+    };
     Tool::new("make the disk overlay", "qemu-img", "qemu-utils")
-        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-u", "-b"])
+        .args(["create", "-q", "-f", "qcow2", "-F", format, "-u", "-b"])
         .arg(base_relative)
         .arg("--")
         .arg(path)
@@ -31,7 +49,8 @@ mod tests {
     fn an_overlay_names_its_base_relative_to_itself_and_has_the_asked_size() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rootfs.qcow2");
-        qemu_img_create_overlay(&path, Path::new("../../images/base.ext4"), Bytes(3 << 30)).unwrap();
+        let base = Path::new("../../images/base.ext4");
+        qemu_img_create_overlay(&path, base, BackingFormat::Raw, Bytes(3 << 30)).unwrap();
         let info = Tool::new("look", "qemu-img", "qemu-utils")
             .args(["info", "-U", "--output=json"])
             .arg(&path)

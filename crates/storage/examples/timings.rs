@@ -157,6 +157,7 @@ fn round(
         generation: 1,
         state: RunState::Running,
         layout: template.spec.layout,
+        layers: Vec::new(),
         image: template.spec.image.clone(),
         kernel: template.spec.kernel.clone(),
         cpus: 1,

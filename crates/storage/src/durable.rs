@@ -89,7 +89,8 @@ impl Staged {
         self.armed = false;
     }
 
-    fn put(&mut self, target: &Path) -> Result<()> {
+    /// Gives it its name and keeps it; when that fails it may be tried again.
+    pub(crate) fn put(&mut self, target: &Path) -> Result<()> {
         fs::rename(&self.path, target).map_err(|error| Error::io("rename to", target, error))?;
         self.armed = false;
         Ok(())

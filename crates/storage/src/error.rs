@@ -25,6 +25,8 @@ pub enum ErrorKind {
     TooNew,
     /// The caller's values contradict each other or what is stored.
     Invalid,
+    /// Its caller did not want it any more.
+    Cancelled,
     /// The commit point was passed and could be neither confirmed nor taken back: the guest must stay paused.
     Undecided,
     /// The system refused for another reason.

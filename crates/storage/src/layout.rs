@@ -6,7 +6,11 @@
 
 use std::path::{Path, PathBuf};
 
-use types::{Arch, ContentId, ImageName, Mebibytes, Nonce, SandboxId, StorageLayout};
+use types::{
+    Arch, ContentId, ImageName, LayerId, Mebibytes, Nonce, Owner, SandboxId, SnapshotName, StorageLayout,
+};
+
+use crate::manifest::{LayerFormat, LayerRef};
 
 /// QMP's socket in a sandbox's directory.
 pub const QMP_SOCKET: &str = "qmp.sock";
@@ -61,15 +65,17 @@ impl Layout {
     }
 
     /// The directories made by opening a store, parents first.
-    pub(crate) fn directories(&self) -> [PathBuf; 8] {
+    pub(crate) fn directories(&self) -> [PathBuf; 10] {
         [
             self.images(),
             self.objects(),
             self.templates(),
             self.zero(),
             self.sandboxes(),
+            self.layers(),
+            self.bases(),
             self.root.join("volumes"),
-            self.root.join("snapshots"),
+            self.snapshots(),
             self.kernel(),
         ]
     }
@@ -114,6 +120,38 @@ impl Layout {
         self.sandboxes().join(id.as_str())
     }
 
+    pub(crate) fn layers(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    pub(crate) fn layer(&self, layer: &LayerRef) -> PathBuf {
+        self.root.join(layer_below_root(layer))
+    }
+
+    pub(crate) fn layer_record(&self, id: &LayerId) -> PathBuf {
+        self.layers().join(format!("{id}.json"))
+    }
+
+    pub(crate) fn bases(&self) -> PathBuf {
+        self.root.join("bases")
+    }
+
+    pub(crate) fn base(&self, ram: &ContentId) -> PathBuf {
+        self.root.join(base_below_root(ram))
+    }
+
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
+    pub(crate) fn snapshots_of(&self, owner: &Owner) -> PathBuf {
+        self.snapshots().join(owner.as_str())
+    }
+
+    pub(crate) fn snapshot(&self, owner: &Owner, name: &SnapshotName) -> PathBuf {
+        self.snapshots_of(owner).join(name.as_str())
+    }
+
     pub(crate) fn kernel(&self) -> PathBuf {
         self.root.join("kernel")
     }
@@ -151,6 +189,33 @@ pub(crate) fn zero_below_root(memory: Mebibytes) -> PathBuf {
 pub(crate) fn template_ram_below_root(key: &ContentId) -> PathBuf {
     PathBuf::from(format!("templates/{key}/{RAM_BASE}"))
 }
+
+/// A frozen layer, from the data root.
+pub(crate) fn layer_below_root(layer: &LayerRef) -> PathBuf {
+    let extension = match layer.format {
+        LayerFormat::Qcow2 => "qcow2",
+        LayerFormat::Raw => "ext4",
+    };
+    PathBuf::from(format!("layers/{}.{extension}", layer.id))
+}
+
+/// A RAM base of its own, from the data root.
+pub(crate) fn base_below_root(ram: &ContentId) -> PathBuf {
+    PathBuf::from(format!("bases/{ram}.ram"))
+}
+
+/// The name under which a new top waits in a sandbox's directory until the layer below it is frozen. The layer is part
+/// of it: a VMM remembers its disks by name, so none may be used twice, and a crash leaves no doubt what it was for.
+pub(crate) fn next_top(layer: &LayerId) -> String {
+    format!("{NEXT_TOP}{layer}.new")
+}
+
+/// The layer that a file of that name waits to lie on.
+pub(crate) fn next_top_over(name: &str) -> Option<LayerId> {
+    name.strip_prefix(NEXT_TOP)?.strip_suffix(".new")?.parse().ok()
+}
+
+const NEXT_TOP: &str = "rootfs-";
 
 /// A path below the data root as a VMM sees it whose working directory is a sandbox's or a template's.
 pub(crate) fn from_machine_dir(below_root: &Path) -> PathBuf {

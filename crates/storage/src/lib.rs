@@ -3,9 +3,12 @@
 mod clone;
 mod durable;
 mod error;
+mod freeze;
+mod hole;
 mod host_files;
 mod image;
 mod kernel;
+mod layer;
 pub mod layout;
 mod lock;
 mod manifest;
@@ -13,23 +16,30 @@ mod memory;
 mod probe;
 mod reconcile;
 mod record;
+mod references;
 mod sandbox_dir;
+mod snapshot;
 mod sparse;
 mod store;
 mod template;
 
-pub use clone::{CloneReport, clone_file};
+pub use clone::{CloneOptions, CloneProgress, CloneReport, clone_file, clone_file_with};
 pub use error::{Error, ErrorKind, Result};
+pub use freeze::Freeze;
 pub use host_files::Scratch;
 pub use image::{ImageRecord, Images, StagedImage, object_from_machine_dir};
 pub use kernel::{KernelRecord, Kernels, StagedKernel};
+pub use layer::{LayerSeal, Layers};
 pub use lock::{DaemonLock, SetupLock};
-pub use manifest::{DeviceRecord, ImageRef, MachineRecord, Manifest, MemoryRecord, RamBase, RunState};
+pub use manifest::{DeviceRecord, ImageRef, LayerFormat, LayerRef, MachineRecord, Manifest, MemoryRecord, RamBase, RunState};
 pub use memory::{
-    LoadReport, MemoryHeader, MemoryImage, MemoryStats, PageSink, PageSource, RamBaseReport, StagedMemory,
+    LoadReport, MemoryHeader, MemoryImage, MemoryStats, OWN_BASE_ABOVE, PageSink, PageSource, RamBaseReport,
+    StagedMemory, Unchanged,
 };
 pub use probe::FsCapabilities;
 pub use reconcile::{Leftover, LeftoverKind, ReconcileReport};
+pub use references::Pin;
 pub use sandbox_dir::{SandboxDir, StagedSandbox};
-pub use store::Store;
+pub use snapshot::{SnapshotDir, SnapshotRecord, Snapshots, StagedSnapshot};
+pub use store::{Space, Store};
 pub use template::{StagedTemplate, TemplateRecord, TemplateSpec, Templates};

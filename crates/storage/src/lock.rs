@@ -1,8 +1,9 @@
 //! Locks that end with the process that holds them: `flock` on a file, by open file description.
 //!
 //! # Invariants
-//! The lock of a root disk is held by the VMM itself, which inherits the open file; the daemon closes its own copy. A
-//! VMM that outlives its daemon therefore still counts as the disk's one writer.
+//! The lock of a machine is held by the VMM itself, which inherits the open file; the daemon closes its own copy. A VMM
+//! that outlives its daemon therefore still counts as the disk's one writer. It lies on the sandbox's directory, since a
+//! root disk that is frozen gets another file; a template's, which never is, on its root disk.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -15,7 +16,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long a root disk's lock is tried for. It is held for moments by those who only look, and by children of this
+/// How long a lock is tried for. It is held for moments by those who only look, and by children of this
 /// process between fork and exec.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -80,6 +81,33 @@ pub(crate) fn setup(root: &Path) -> Result<SetupLock> {
 
 /// Opens a root disk and locks it.
 pub(crate) fn root_disk(path: &Path) -> Result<File> {
+    exclusive(path).map_err(|error| match error.kind() {
+        ErrorKind::Busy => error
+            .because("a virtual machine has this disk open")
+            .hint_to("stop that machine first; `bhatti doctor` lists those left over"),
+        _ => error,
+    })
+}
+
+/// Opens a directory and locks it: a sandbox's for the machine in it, a snapshot's for its removal.
+pub(crate) fn directory(path: &Path) -> Result<File> {
+    exclusive(path).map_err(|error| match error.kind() {
+        ErrorKind::Busy => error.because("it is in use"),
+        _ => error,
+    })
+}
+
+/// Opens a directory and keeps others from locking it.
+pub(crate) fn share_directory(path: &Path) -> Result<File> {
+    let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
+    flock(&file, FlockOperation::NonBlockingLockShared).map_err(|error| {
+        let error = Error::io("lock", path, error);
+        if error.kind() == ErrorKind::Busy { error.because("it is being removed") } else { error }
+    })?;
+    Ok(file)
+}
+
+fn exclusive(path: &Path) -> Result<File> {
     let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
     let give_up = Instant::now() + PATIENCE;
     loop {
@@ -88,15 +116,7 @@ pub(crate) fn root_disk(path: &Path) -> Result<File> {
             Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < give_up => {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            Err(error) => {
-                let error = Error::io("lock", path, error);
-                return Err(match error.kind() {
-                    ErrorKind::Busy => error
-                        .because("a virtual machine has this disk open")
-                        .hint_to("stop that machine first; `bhatti doctor` lists those left over"),
-                    _ => error,
-                });
-            }
+            Err(error) => return Err(Error::io("lock", path, error)),
         }
     }
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use types::{
-    Accel, Bytes, ContentId, ImageName, Labels, Mebibytes, Owner, SandboxId, SandboxName, StorageLayout,
-    Timestamp,
+    Accel, Bytes, ContentId, ImageName, Labels, LayerId, Mebibytes, Owner, SandboxId, SandboxName,
+    StorageLayout, Timestamp,
 };
 
 use crate::error::{Error, ErrorKind, Result};
@@ -46,6 +46,11 @@ pub enum RamBase {
         /// The base's content.
         ram: ContentId,
     },
+    /// A base of its own in `bases/`, written when a guest had changed much.
+    Own {
+        /// The base's content.
+        ram: ContentId,
+    },
     /// Nothing but zeros: the guest was booted.
     Zero,
 }
@@ -55,10 +60,30 @@ impl RamBase {
     #[must_use]
     pub fn id(&self) -> ContentId {
         match self {
-            Self::Template { ram, .. } => ram.clone(),
+            Self::Template { ram, .. } | Self::Own { ram } => ram.clone(),
             Self::Zero => ContentId::from_hash(&[0; 32]),
         }
     }
+}
+
+/// How a frozen layer is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerFormat {
+    /// The blocks that were written; the others are in what lies below.
+    Qcow2,
+    /// The whole disk: nothing lies below.
+    Raw,
+}
+
+/// A root disk that was frozen: a file in `layers/` that is never written again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerRef {
+    /// Its id.
+    pub id: LayerId,
+    /// How it is kept.
+    pub format: LayerFormat,
 }
 
 /// A device in port order.
@@ -121,6 +146,9 @@ pub struct Manifest {
     pub state: RunState,
     /// How the root disk is kept.
     pub layout: StorageLayout,
+    /// The frozen layers under the root disk, the nearest first. Below the last one lies the image, unless it is whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerRef>,
     /// The image under or behind the root disk.
     pub image: ImageRef,
     /// The kernel and initramfs it boots.
@@ -145,7 +173,7 @@ pub struct Manifest {
     pub memory: Option<MemoryRecord>,
 }
 
-pub(crate) const FORMAT: Format = Format { name: "bhatti-sandbox", version: 1 };
+pub(crate) const FORMAT: Format = Format { name: "bhatti-sandbox", version: 2 };
 
 impl Manifest {
     /// The next generation, in which a guest runs: no memory image is valid any more.
@@ -188,6 +216,13 @@ impl Manifest {
             return Err(Error::new(ErrorKind::Invalid, "check manifest", path)
                 .because("a memory image belongs to the cold state and to no other"));
         }
+        let whole = self.layers.iter().rposition(|layer| layer.format == LayerFormat::Raw);
+        if whole.is_some_and(|at| at + 1 != self.layers.len())
+            || (self.layout == StorageLayout::Reflink && !self.layers.is_empty())
+        {
+            return Err(Error::new(ErrorKind::Invalid, "check manifest", path)
+                .because("nothing can lie below a whole disk"));
+        }
         if self.memory_mib.checked_bytes().is_none() || self.memory_mib.0 == 0 {
             return Err(Error::new(ErrorKind::Invalid, "check manifest", path)
                 .because("the memory size is impossible"));
@@ -211,6 +246,7 @@ mod tests {
             generation: 12,
             state: RunState::Cold,
             layout: StorageLayout::Overlay,
+            layers: vec![LayerRef { id: "00112233445566aa".parse().unwrap(), format: LayerFormat::Qcow2 }],
             image: ImageRef { name: "minimal".parse().unwrap(), id: id(1) },
             kernel: id(2),
             cpus: 1,
@@ -248,22 +284,25 @@ mod tests {
     /// Release by release, the files that were once written are read. `BHATTI_WRITE_GOLDEN=1` writes a missing one.
     #[test]
     fn manifests_of_every_version_are_still_read_and_the_present_one_is_written_alike() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/manifest-1.json");
+        let golden = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        let first = std::fs::read_to_string(golden("manifest-1.json")).unwrap();
+        assert_eq!(decode(first.as_bytes()).unwrap(), Manifest { layers: Vec::new(), ..sample() });
+        let path = golden("manifest-2.json");
         if std::env::var_os("BHATTI_WRITE_GOLDEN").is_some() && !path.exists() {
             std::fs::write(&path, sample().encode()).unwrap();
         }
-        let golden = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(decode(golden.as_bytes()).unwrap(), sample());
-        assert_eq!(String::from_utf8(sample().encode()).unwrap(), golden);
+        let second = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(decode(second.as_bytes()).unwrap(), sample());
+        assert_eq!(String::from_utf8(sample().encode()).unwrap(), second);
     }
 
     #[test]
     fn a_newer_manifest_is_refused_by_its_version_even_if_nothing_else_is_known() {
-        let text = r#"{"format":"bhatti-sandbox","version":2,"blake4":"?","content":[]}"#;
+        let text = r#"{"format":"bhatti-sandbox","version":3,"blake4":"?","content":[]}"#;
         let error = decode(text.as_bytes()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooNew);
-        assert!(error.to_string().contains("version 2"), "{error}");
-        let same = String::from_utf8(sample().encode()).unwrap().replace("\"version\":1", "\"version\":3");
+        assert!(error.to_string().contains("version 3"), "{error}");
+        let same = String::from_utf8(sample().encode()).unwrap().replace("\"version\":2", "\"version\":3");
         assert_eq!(decode(same.as_bytes()).unwrap_err().kind(), ErrorKind::TooNew);
     }
 

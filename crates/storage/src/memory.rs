@@ -5,6 +5,7 @@
 mod base;
 mod format;
 mod load;
+mod own;
 mod write;
 
 #[cfg(test)]
@@ -18,6 +19,8 @@ use crate::durable::Staged;
 
 pub use base::RamBaseReport;
 pub(crate) use base::write_ram_base;
+pub use own::{OWN_BASE_ABOVE, Unchanged};
+pub(crate) use own::is_intact as ram_base_is_intact;
 pub use load::MemoryImage;
 pub(crate) use write::write;
 

@@ -9,6 +9,7 @@ use types::{ContentId, SandboxId, StorageLayout};
 
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::freeze;
 use crate::layout::{self, GONE, NEW};
 use crate::lock;
 use crate::manifest::RunState;
@@ -29,10 +30,18 @@ pub enum LeftoverKind {
     StagedImage,
     /// A kernel that was never committed.
     StagedKernel,
+    /// A snapshot that was never committed, or what a fork was made of.
+    StagedSnapshot,
+    /// A snapshot that was being removed.
+    GoneSnapshot,
+    /// A RAM base that was never committed.
+    StagedBase,
     /// A file of a commit that did not happen, beside the one that counts.
     StagedFile,
     /// A memory image that a running or powered-off manifest does not name.
     ConsumedMemory(SandboxId),
+    /// A root disk whose freezing was committed and not finished; finished instead of removed.
+    HalfFrozen(SandboxId),
     /// A socket that nobody listens on.
     StaleSocket(SandboxId),
     /// A sandbox whose manifest cannot be read, and why. Never removed.
@@ -88,6 +97,8 @@ pub(crate) fn plan(store: &Store) -> Result<Vec<Leftover>> {
         (layout.objects(), LeftoverKind::StagedImage),
         (layout.zero(), LeftoverKind::StagedFile),
         (layout.kernel(), LeftoverKind::StagedKernel),
+        (layout.bases(), LeftoverKind::StagedBase),
+        (layout.layers(), LeftoverKind::StagedFile),
     ] {
         for name in store.names_in(&dir)? {
             if name.starts_with(NEW) {
@@ -121,6 +132,20 @@ pub(crate) fn plan(store: &Store) -> Result<Vec<Leftover>> {
             add(LeftoverKind::Foreign, path)?;
         }
     }
+    for owner in store.names_in(&layout.snapshots())? {
+        let path = layout.snapshots().join(&owner);
+        if owner.starts_with(NEW) {
+            add(LeftoverKind::StagedSnapshot, path)?;
+            continue;
+        }
+        for name in store.names_in(&path)? {
+            if name.starts_with(NEW) {
+                add(LeftoverKind::StagedSnapshot, path.join(name))?;
+            } else if name.starts_with(GONE) {
+                add(LeftoverKind::GoneSnapshot, path.join(name))?;
+            }
+        }
+    }
     Ok(plan)
 }
 
@@ -132,8 +157,11 @@ fn in_sandbox(store: &Store, id: &SandboxId) -> Result<Vec<(LeftoverKind, String
         Err(error) => return Ok(vec![(LeftoverKind::Broken(id.clone(), error.to_string()), String::new())]),
     };
     let mut found = Vec::new();
+    let frozen = manifest.layers.first().map(|layer| layout::next_top(&layer.id));
     for name in store.names_in(dir.path())? {
         let kind = match name.as_str() {
+            // It is the root disk: only its name is still to come.
+            name if frozen.as_deref() == Some(name) => LeftoverKind::HalfFrozen(id.clone()),
             layout::MEM_SNAP | layout::VM_SNAP if manifest.state != RunState::Cold => {
                 LeftoverKind::ConsumedMemory(id.clone())
             }
@@ -160,13 +188,21 @@ fn is_held(store: &Store, kind: &LeftoverKind, path: &Path) -> Result<bool> {
         | LeftoverKind::GoneSandbox
         | LeftoverKind::StagedTemplate
         | LeftoverKind::GoneTemplate => Ok(lock::is_held(path)? || root_disk_in(path)?),
-        LeftoverKind::StagedImage | LeftoverKind::StagedKernel => lock::is_held(path),
-        LeftoverKind::ConsumedMemory(id) | LeftoverKind::StaleSocket(id) | LeftoverKind::Broken(id, _) => {
+        LeftoverKind::StagedImage
+        | LeftoverKind::StagedKernel
+        | LeftoverKind::StagedBase
+        | LeftoverKind::StagedSnapshot
+        | LeftoverKind::GoneSnapshot => lock::is_held(path),
+        LeftoverKind::ConsumedMemory(id)
+        | LeftoverKind::StaleSocket(id)
+        | LeftoverKind::HalfFrozen(id)
+        | LeftoverKind::Broken(id, _) => {
             store.sandbox(id).is_locked()
         }
         LeftoverKind::StagedFile => {
             // In a sandbox's directory the VMM may be writing it; elsewhere its maker holds it.
-            Ok(lock::is_held(path)? || path.parent().map_or(Ok(false), root_disk_in)?)
+            let machine_in = |dir: &Path| Ok(lock::is_held(dir)? || root_disk_in(dir)?);
+            Ok(lock::is_held(path)? || path.parent().map_or(Ok(false), machine_in)?)
         }
         LeftoverKind::Foreign => Ok(false),
     }
@@ -176,6 +212,12 @@ pub(crate) fn execute(store: &Store, plan: &[Leftover]) -> ReconcileReport {
     let mut report = ReconcileReport::default();
     for leftover in plan.iter().filter(|leftover| leftover.will_be_removed()) {
         let path = &leftover.path;
+        if let LeftoverKind::HalfFrozen(id) = &leftover.kind {
+            let dir = store.sandbox(id);
+            let finished = dir.manifest().and_then(|manifest| freeze::finish(store, &dir, &manifest));
+            report.failed.extend(finished.err());
+            continue;
+        }
         let removed = is_held(store, &leftover.kind, path).and_then(|held| match held {
             true => Ok(false),
             // A symbolic link is removed as itself, whatever it points to.

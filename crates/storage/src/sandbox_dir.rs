@@ -124,7 +124,7 @@ impl SandboxDir {
         self.manifest_bytes().map(|(manifest, _)| manifest)
     }
 
-    fn manifest_bytes(&self) -> Result<(Manifest, Vec<u8>)> {
+    pub(crate) fn manifest_bytes(&self) -> Result<(Manifest, Vec<u8>)> {
         let path = self.path.join(MANIFEST);
         let named = |error: Error| match error.kind() {
             ErrorKind::Corrupt => error
@@ -178,7 +178,7 @@ impl SandboxDir {
         Ok(())
     }
 
-    fn stage_manifest(&self, manifest: &Manifest) -> Result<Staged> {
+    pub(crate) fn stage_manifest(&self, manifest: &Manifest) -> Result<Staged> {
         let staged = Staged::create(self.path.join(layout::MANIFEST_NEW), 0o600)?;
         durable::write_at(staged.file(), staged.path(), 0, &manifest.encode())?;
         Ok(staged)
@@ -199,31 +199,56 @@ impl SandboxDir {
         }
     }
 
-    fn root_disk(&self) -> Result<PathBuf> {
-        let layouts = [StorageLayout::Overlay, StorageLayout::Reflink];
-        let mut paths = layouts.iter().map(|&layout| self.path.join(layout::root_disk(layout)));
-        paths.find(|path| path.exists()).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, "open sandbox", self.id.as_str()).because("it has no root disk")
-        })
+    /// The root disk's file.
+    #[must_use]
+    pub fn root_disk_path(&self, layout: StorageLayout) -> PathBuf {
+        self.path.join(layout::root_disk(layout))
     }
 
-    /// Locks the root disk for a VMM, which inherits the file and so holds the lock itself.
+    /// Makes durable what the guest has written to its root disk so far.
     ///
     /// # Errors
-    /// `Busy` when a VMM has it.
-    pub fn lock_root(&self) -> Result<File> {
-        lock::root_disk(&self.root_disk()?)
+    /// What the system says.
+    pub fn sync_root(&self, manifest: &Manifest) -> Result<()> {
+        let path = self.root_disk_path(manifest.layout);
+        let file = File::open(&path).map_err(|error| Error::io("open", &path, error))?;
+        durable::sync(&file, &path)
     }
 
-    /// Whether some process has the root disk.
+    /// Locks the sandbox for a VMM, which inherits the file and so holds the lock itself.
     ///
     /// # Errors
-    /// When the disk cannot be opened.
-    pub fn is_locked(&self) -> Result<bool> {
-        match self.root_disk() {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-            path => lock::is_held(&path?),
+    /// `Busy` when a VMM has it, `NotFound`.
+    pub fn lock_machine(&self) -> Result<File> {
+        let lock = lock::directory(&self.path).map_err(|error| match error.kind() {
+            ErrorKind::Busy => self.busy(),
+            _ => error,
+        })?;
+        // A VMM that was started by an earlier release holds its root disk instead.
+        if self.root_disk_is_locked()? { Err(self.busy()) } else { Ok(lock) }
+    }
+
+    fn busy(&self) -> Error {
+        Error::new(ErrorKind::Busy, "lock", &self.path)
+            .because("a virtual machine has its disk open")
+            .hint_to("stop that machine first; `bhatti doctor` lists those left over")
+    }
+
+    fn root_disk_is_locked(&self) -> Result<bool> {
+        for layout in [StorageLayout::Overlay, StorageLayout::Reflink] {
+            if lock::is_held(&self.path.join(layout::root_disk(layout)))? {
+                return Ok(true);
+            }
         }
+        Ok(false)
+    }
+
+    /// Whether some process has the machine's lock.
+    ///
+    /// # Errors
+    /// When the directory cannot be opened.
+    pub fn is_locked(&self) -> Result<bool> {
+        Ok(lock::is_held(&self.path)? || self.root_disk_is_locked()?)
     }
 
     /// Removes sockets that an earlier VMM left.
@@ -285,29 +310,8 @@ impl SandboxDir {
     pub fn commit_cold(&self, memory: StagedMemory, manifest: Manifest, detached: bool) -> Result<Manifest> {
         let mut vm = Staged::adopt(self.path.join(layout::VM_SNAP_NEW))?;
         durable::set_mode(vm.file(), vm.path(), 0o600)?;
-        let vm_bytes = vm.file().metadata().map_err(|error| Error::io("stat", vm.path(), error))?.len();
-        if vm_bytes == 0 {
-            return Err(self.invalid("the device state is empty"));
-        }
-        if memory.header.generation != manifest.generation || memory.header.base != manifest.ram_base.id() {
-            return Err(self.invalid("the memory image is of another generation or over another base"));
-        }
-        let written = MemoryImage::open(memory.staged.path(), None)?;
-        if *written.header_blake3() != memory.header_blake3 || written.memory() != manifest.memory_mib.bytes()
-        {
-            return Err(self.invalid("the memory image is not the one that was written for it"));
-        }
-        let manifest = Manifest {
-            state: RunState::Cold,
-            memory: Some(MemoryRecord {
-                mem_header_blake3: memory.header_blake3,
-                mem_content_bytes: memory.content,
-                vm_blake3: sparse::content_id(vm.file(), vm.path())?,
-                vm_bytes: Bytes(vm_bytes),
-                detached,
-            }),
-            ..manifest
-        };
+        let record = memory_record(&memory, &manifest, vm.file(), vm.path(), detached)?;
+        let manifest = Manifest { state: RunState::Cold, memory: Some(record), ..manifest };
         let (before, before_bytes) = self.manifest_bytes()?;
         self.check_successor(&before, &manifest)?;
 
@@ -347,17 +351,7 @@ impl SandboxDir {
     /// `Corrupt` when it is not the one that the manifest names, with the way out.
     pub fn open_memory(&self, manifest: &Manifest) -> Result<MemoryImage> {
         let record = self.cold_record(manifest)?;
-        let path = self.path.join(MEM_SNAP);
-        let owner = (format!("sandbox {}", manifest.name), way_out(manifest));
-        let image = MemoryImage::open(&path, Some(owner))?;
-        let same = *image.header_blake3() == record.mem_header_blake3
-            && image.generation() == manifest.generation
-            && image.base() == manifest.ram_base.id()
-            && image.memory() == manifest.memory_mib.bytes();
-        match same {
-            true => Ok(image),
-            false => Err(damaged(&path, manifest, "it belongs to another generation or another sandbox")),
-        }
+        open_memory_of(&self.path, manifest, record, named(manifest))
     }
 
     /// The device state of a cold manifest, verified, to be handed to a VMM.
@@ -365,16 +359,7 @@ impl SandboxDir {
     /// # Errors
     /// `Corrupt` when it is not the one that the manifest names, with the way out.
     pub fn open_devices(&self, manifest: &Manifest) -> Result<File> {
-        let record = self.cold_record(manifest)?;
-        let path = self.path.join(VM_SNAP);
-        let file = File::open(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => damaged(&path, manifest, "it is missing"),
-            _ => Error::io("open", &path, error),
-        })?;
-        match content_of(&file, &path)? == (record.vm_blake3.clone(), record.vm_bytes) {
-            true => Ok(file),
-            false => Err(damaged(&path, manifest, "its checksum does not match")),
-        }
+        open_devices_of(&self.path, self.cold_record(manifest)?, &named(manifest))
     }
 
     /// Gives up the memory image: commits the next generation as off, then removes the files.
@@ -406,11 +391,74 @@ impl SandboxDir {
     /// # Errors
     /// `Busy` while a VMM has its disk, `NotFound`.
     pub fn destroy(self) -> Result<()> {
-        let _lock = match self.lock_root() {
+        let _lock = match self.lock_machine() {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             lock => Some(lock?),
         };
         durable::remove_named_dir(&self.path)
+    }
+}
+
+/// What a manifest says of a memory image and a device state that were just written; both are read again.
+pub(crate) fn memory_record(
+    memory: &StagedMemory,
+    manifest: &Manifest,
+    devices: &File,
+    devices_path: &Path,
+    detached: bool,
+) -> Result<MemoryRecord> {
+    let path = memory.staged.path();
+    let invalid = |what: &str| Error::new(ErrorKind::Invalid, "commit memory", path).because(what);
+    if memory.header.generation != manifest.generation || memory.header.base != manifest.ram_base.id() {
+        return Err(invalid("the memory image is of another generation or over another base"));
+    }
+    let (vm_blake3, vm_bytes) = content_of(devices, devices_path)?;
+    if vm_bytes == Bytes(0) {
+        return Err(invalid("the device state is empty"));
+    }
+    let written = MemoryImage::open(path, None)?;
+    if *written.header_blake3() != memory.header_blake3 || written.memory() != manifest.memory_mib.bytes() {
+        return Err(invalid("the memory image is not the one that was written for it"));
+    }
+    Ok(MemoryRecord {
+        mem_header_blake3: memory.header_blake3.clone(),
+        mem_content_bytes: memory.content,
+        vm_blake3,
+        vm_bytes,
+        detached,
+    })
+}
+
+/// Whose memory it is, and the way out when it is damaged.
+type Named = (String, String);
+
+pub(crate) fn open_memory_of(
+    dir: &Path,
+    manifest: &Manifest,
+    record: &MemoryRecord,
+    owner: Named,
+) -> Result<MemoryImage> {
+    let path = dir.join(MEM_SNAP);
+    let image = MemoryImage::open(&path, Some(owner.clone()))?;
+    let same = *image.header_blake3() == record.mem_header_blake3
+        && image.generation() == manifest.generation
+        && image.base() == manifest.ram_base.id()
+        && image.memory() == manifest.memory_mib.bytes();
+    match same {
+        true => Ok(image),
+        false => Err(damaged(&path, &owner, "it belongs to another generation or another sandbox")),
+    }
+}
+
+pub(crate) fn open_devices_of(dir: &Path, record: &MemoryRecord, owner: &Named) -> Result<File> {
+    let path = dir.join(VM_SNAP);
+    let file = File::open(&path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => damaged(&path, owner, "it is missing"),
+        _ => Error::io("open", &path, error),
+    })?;
+    match content_of(&file, &path)? == (record.vm_blake3.clone(), record.vm_bytes) {
+        true => Ok(file),
+        false => Err(damaged(&path, owner, "its checksum does not match")),
     }
 }
 
@@ -419,12 +467,15 @@ fn content_of(file: &File, path: &Path) -> Result<(ContentId, Bytes)> {
     Ok((sparse::content_id(file, path)?, Bytes(len)))
 }
 
-fn way_out(manifest: &Manifest) -> String {
-    format!("`bhatti start {} --discard-memory` boots it from its disk", manifest.name)
+fn named(manifest: &Manifest) -> Named {
+    (
+        format!("sandbox {}", manifest.name),
+        format!("`bhatti start {} --discard-memory` boots it from its disk", manifest.name),
+    )
 }
 
-fn damaged(path: &Path, manifest: &Manifest, what: &str) -> Error {
+fn damaged(path: &Path, (name, way_out): &Named, what: &str) -> Error {
     Error::new(ErrorKind::Corrupt, "read", path)
-        .because(format!("the memory image of sandbox {} is damaged: {what}", manifest.name))
-        .hint_to(way_out(manifest))
+        .because(format!("the memory image of {name} is damaged: {what}"))
+        .hint_to(way_out.clone())
 }

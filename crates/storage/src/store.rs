@@ -4,24 +4,37 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use types::{Mebibytes, SandboxId};
+use types::{Bytes, Mebibytes, SandboxId};
 
 use crate::durable::{self, Staged, StagedDir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Images;
 use crate::kernel::Kernels;
+use crate::layer::Layers;
 use crate::layout::{self, Layout};
 use crate::lock::{self, DaemonLock, SetupLock};
 use crate::manifest::{Manifest, RamBase};
 use crate::probe::{self, FsCapabilities};
 use crate::reconcile::{self, Leftover, ReconcileReport};
 use crate::sandbox_dir::{SandboxDir, StagedSandbox};
+use crate::references::Pins;
+use crate::snapshot::Snapshots;
 use crate::template::Templates;
+
+/// The room on a filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Free for this user.
+    pub free: Bytes,
+    /// Its size.
+    pub total: Bytes,
+}
 
 /// An opened data root. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
     layout: Arc<Layout>,
+    pins: Arc<Pins>,
 }
 
 impl Store {
@@ -57,11 +70,15 @@ impl Store {
         }
         // The directories may all be there on a filesystem that has become read-only; only a write tells.
         drop(Staged::create(root.join(format!("{}open-{}", layout::NEW, types::Nonce::random())), 0o600)?);
-        Ok(Self { layout: Arc::new(layout) })
+        Ok(Self { layout: Arc::new(layout), pins: Arc::default() })
     }
 
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    pub(crate) fn pins(&self) -> &Arc<Pins> {
+        &self.pins
     }
 
     /// The names in a directory, sorted.
@@ -132,6 +149,19 @@ impl Store {
         probe::probe(self.root())
     }
 
+    /// What the filesystem of the data root holds, and what of it is free for this user.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn space(&self) -> Result<Space> {
+        let space = rustix::fs::statvfs(self.root())
+            .map_err(|error| Error::io("ask the filesystem of", self.root(), error))?;
+        Ok(Space {
+            free: Bytes(space.f_bavail.saturating_mul(space.f_frsize)),
+            total: Bytes(space.f_blocks.saturating_mul(space.f_frsize)),
+        })
+    }
+
     /// The base images.
     #[must_use]
     pub fn images(&self) -> Images<'_> {
@@ -148,6 +178,18 @@ impl Store {
     #[must_use]
     pub fn templates(&self) -> Templates<'_> {
         Templates { store: self }
+    }
+
+    /// The frozen disk layers.
+    #[must_use]
+    pub fn layers(&self) -> Layers<'_> {
+        Layers { store: self }
+    }
+
+    /// The named snapshots.
+    #[must_use]
+    pub fn snapshots(&self) -> Snapshots<'_> {
+        Snapshots { store: self }
     }
 
     /// An all-hole file of that size, made when missing, as a VMM sees it whose working directory is a sandbox's or a
@@ -184,7 +226,11 @@ impl Store {
     /// # Errors
     /// `Corrupt` when the template is not the one that the base names, `NotFound` when it is gone.
     pub fn ram_base(&self, base: &RamBase, memory: Mebibytes) -> Result<PathBuf> {
-        let RamBase::Template { key, ram } = base else { return self.zero_base(memory) };
+        let (key, ram) = match base {
+            RamBase::Zero => return self.zero_base(memory),
+            RamBase::Own { ram } => return self.own_base(ram, memory),
+            RamBase::Template { key, ram } => (key, ram),
+        };
         let path = self.templates().dir(key);
         let Some(record) = self.templates().get(key)? else {
             return Err(Error::new(ErrorKind::NotFound, "use template", path).because("it is gone"));

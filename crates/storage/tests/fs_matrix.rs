@@ -3,165 +3,20 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod fixtures;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bhatti_storage::{
-    ErrorKind, ImageRef, LeftoverKind, MachineRecord, Manifest, MemoryHeader, PageSink, PageSource, RunState,
-    SandboxDir, Store, TemplateRecord, TemplateSpec, layout,
+    ErrorKind, LeftoverKind, Manifest, MemoryHeader, RunState, Store, layout,
 };
-use types::{
-    Accel, Arch, Bytes, CloneMethod, ContentId, Mebibytes, Owner, PAGE_SIZE, RamOffset, RamRun, SandboxId,
-    StorageLayout, Timestamp,
-};
+use types::{Arch, Bytes, CloneMethod, Mebibytes, SandboxId, StorageLayout};
 
-const MEMORY: Mebibytes = Mebibytes(16);
-const LAYOUTS: [StorageLayout; 2] = [StorageLayout::Overlay, StorageLayout::Reflink];
-
-struct Bench {
-    _dir: tempfile::TempDir,
-    root: PathBuf,
-    store: Store,
-}
-
-fn open() -> Bench {
-    let parent = std::env::var_os("BHATTI_TEST_ROOT").map_or_else(
-        || {
-            let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-            fs::create_dir_all(target).unwrap();
-            target.to_owned()
-        },
-        PathBuf::from,
-    );
-    let dir = tempfile::tempdir_in(parent).unwrap();
-    let root = dir.path().join("data");
-    let store = Store::open(&root).unwrap();
-    Bench { root: store.root().to_owned(), store, _dir: dir }
-}
-
-#[derive(Clone, Default, PartialEq, Eq, Debug)]
-struct Ram(BTreeMap<u64, Vec<u8>>);
-
-impl Ram {
-    fn with(pages: impl IntoIterator<Item = (u64, u8)>) -> Self {
-        Self(pages.into_iter().map(|(page, byte)| (page, vec![byte; 4096])).collect())
-    }
-}
-
-impl PageSource for Ram {
-    fn len(&self) -> Bytes {
-        MEMORY.bytes()
-    }
-    fn private_runs(&self) -> io::Result<Vec<RamRun>> {
-        Ok(self
-            .0
-            .keys()
-            .map(|page| RamRun { start: RamOffset(page * PAGE_SIZE), len: Bytes(PAGE_SIZE) })
-            .collect())
-    }
-    fn read(&self, at: RamOffset, buf: &mut [u8]) -> io::Result<()> {
-        for (index, page) in (0u64..).zip(buf.chunks_mut(4096)) {
-            page.copy_from_slice(&self.0[&(at.0 / PAGE_SIZE + index)]);
-        }
-        Ok(())
-    }
-}
-
-impl PageSink for Ram {
-    fn write(&mut self, at: RamOffset, data: &[u8]) -> io::Result<()> {
-        for (index, page) in (0u64..).zip(data.chunks(4096)) {
-            self.0.insert(at.0 / PAGE_SIZE + index, page.to_vec());
-        }
-        Ok(())
-    }
-}
-
-fn image(store: &Store, fill: u8) -> bhatti_storage::ImageRecord {
-    let staged = store.images().stage().unwrap();
-    let file = File::options().write(true).open(staged.path()).unwrap();
-    file.set_len(64 << 20).unwrap();
-    file.write_all_at(&vec![fill; 1 << 20], 8 << 20).unwrap();
-    staged.commit(&"minimal".parse().unwrap(), Arch::Amd64, "test").unwrap()
-}
-
-fn machine() -> MachineRecord {
-    MachineRecord {
-        qemu_version: "7.2.22".into(),
-        machine_type: "pc-q35-7.2".into(),
-        accel: Accel::Tcg,
-        cpu_model: "Nehalem-v1".into(),
-        devices: Vec::new(),
-    }
-}
-
-fn template(store: &Store, layout: StorageLayout, key: u8) -> TemplateRecord {
-    let image = image(store, 1);
-    let mut staged = store.templates().stage(&ContentId::from_hash(&[key; 32]), layout).unwrap();
-    match layout {
-        StorageLayout::Overlay => fs::write(staged.root_disk_path(), vec![3; 300_000]).unwrap(),
-        StorageLayout::Reflink => drop(staged.clone_image(&image).unwrap()),
-    }
-    staged.write_ram(&Ram::with((0..100).map(|page| (page, 9)))).unwrap();
-    fs::write(staged.devices_path(), "template devices").unwrap();
-    let spec = TemplateSpec {
-        image: ImageRef { name: image.name, id: image.id },
-        kernel: ContentId::from_hash(&[7; 32]),
-        layout,
-        cpus: 1,
-        memory_mib: MEMORY,
-        machine: machine(),
-        detached: true,
-    };
-    staged.commit(spec).unwrap()
-}
-
-fn sandbox(store: &Store, template: &TemplateRecord) -> (SandboxDir, Manifest) {
-    let id = SandboxId::random();
-    let staged = store.stage_sandbox(&id).unwrap();
-    staged.clone_root_from_template(template).unwrap();
-    fs::write(staged.config_path(), "config").unwrap();
-    let manifest = Manifest {
-        name: format!("s-{}", &id.as_str()[..8]).parse().unwrap(),
-        id,
-        owner: Owner::admin(),
-        generation: 1,
-        state: RunState::Running,
-        layout: template.spec.layout,
-        image: template.spec.image.clone(),
-        kernel: template.spec.kernel.clone(),
-        cpus: 1,
-        memory_mib: MEMORY,
-        disk_size_mib: Mebibytes(64),
-        labels: BTreeMap::new(),
-        keep_hot: false,
-        created_at: Timestamp::now(),
-        ram_base: template.ram_base(),
-        machine: machine(),
-        memory: None,
-    };
-    (staged.commit(&manifest).unwrap(), manifest)
-}
-
-fn stop(dir: &SandboxDir, manifest: Manifest, ram: &Ram) -> Manifest {
-    let header = MemoryHeader { generation: manifest.generation, base: manifest.ram_base.id() };
-    let memory = dir.stage_memory(ram, header, 1).unwrap();
-    fs::write(dir.stage_devices().unwrap(), "device state").unwrap();
-    dir.commit_cold(memory, manifest, true).unwrap()
-}
-
-fn tree(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-fn mode(path: &Path) -> u32 {
-    fs::metadata(path).unwrap().mode() & 0o777
-}
+use fixtures::{LAYOUTS, MEMORY, Ram, image, mode, open, sandbox, stop, template, tree};
 
 #[test]
 fn a_clone_takes_the_way_that_the_probe_found_and_is_private() {
@@ -444,9 +299,9 @@ fn one_holder_has_a_disk_and_a_destroyed_sandbox_is_gone() {
     let template = template(&bench.store, StorageLayout::Overlay, 1);
     let (dir, manifest) = sandbox(&bench.store, &template);
     assert_eq!(bench.store.stage_sandbox(&manifest.id).unwrap_err().kind(), ErrorKind::Exists);
-    let lock = dir.lock_root().unwrap();
+    let lock = dir.lock_machine().unwrap();
     assert!(dir.is_locked().unwrap());
-    assert_eq!(dir.lock_root().unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(dir.lock_machine().unwrap_err().kind(), ErrorKind::Busy);
     assert_eq!(dir.clone().destroy().unwrap_err().kind(), ErrorKind::Busy);
     drop(lock);
     assert!(!dir.is_locked().unwrap());
@@ -492,7 +347,7 @@ fn what_crashes_leave_is_planned_then_removed_and_nothing_that_somebody_may_need
         File::open(dir.join("rootfs.qcow2")).unwrap()
     };
     rustix::fs::flock(&vmm_of_a_template, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let _vmm = held.lock_root().unwrap();
+    let _vmm = held.lock_machine().unwrap();
     let being_made = bench.store.stage_sandbox(&SandboxId::random()).unwrap();
     let being_built = bench.store.images().stage().unwrap();
 

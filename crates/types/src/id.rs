@@ -79,6 +79,11 @@ hex_id!(
     16
 );
 hex_id!(
+    /// A frozen disk layer's id: 16 hex digits, random, never used again.
+    LayerId,
+    16
+);
+hex_id!(
     /// A BLAKE3 hash as 64 hex digits: the name of an image's or a RAM base's content.
     ContentId,
     64
@@ -90,6 +95,14 @@ hex_id!(
 );
 
 impl SandboxId {
+    /// A fresh id from the kernel's random generator.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(random_hex::<8>())
+    }
+}
+
+impl LayerId {
     /// A fresh id from the kernel's random generator.
     #[must_use]
     pub fn random() -> Self {

@@ -9,7 +9,7 @@ mod spec;
 mod time;
 mod unit;
 
-pub use id::{ContentId, IdError, Nonce, SandboxId};
+pub use id::{ContentId, IdError, LayerId, Nonce, SandboxId};
 pub use name::{ImageName, NameError, Owner, SandboxName, SnapshotName};
 pub use spec::{
     Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, SandboxSpec, SpecLimits, StorageLayout,

@@ -98,14 +98,7 @@ impl SandboxSpec {
                 format!("use {} to {} (MiB)", limits.min_memory.0, limits.max_memory.0),
             ));
         }
-        if let Some(size) = self.disk_size
-            && (size.0 == 0 || size.0 > 16 * 1024 * 1024)
-        {
-            return Err(InvalidSpec::new(
-                format!("disk size of {size} is not possible"),
-                "use at least the image's size and at most 16777216 (MiB)",
-            ));
-        }
+        Self::check_disk_size(self.disk_size)?;
         for key in self.env.keys() {
             let ok = !key.is_empty()
                 && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
@@ -120,14 +113,7 @@ impl SandboxSpec {
         if self.env.values().any(|v| v.contains('\0')) {
             return Err(InvalidSpec::new("an environment value has a NUL byte", "remove it"));
         }
-        for (key, value) in &self.labels {
-            if key.is_empty() || key.len() > 128 || value.len() > 1024 || key.contains(['=', ',', '\n']) {
-                return Err(InvalidSpec::new(
-                    format!("label {:?} is not possible", key.chars().take(80).collect::<String>()),
-                    "use a key of 1 to 128 characters without '=' and ',', and a value of at most 1024",
-                ));
-            }
-        }
+        Self::check_labels(&self.labels)?;
         let mut total = 0u64;
         for file in &self.files {
             check_guest_path(&file.path)?;
@@ -149,6 +135,37 @@ impl SandboxSpec {
             ));
         }
         Ok(())
+    }
+
+    /// Checks the size of a root disk, as far as that is possible without knowing what it is made of.
+    ///
+    /// # Errors
+    /// 0, or more than 16 TiB.
+    pub fn check_disk_size(size: Option<Mebibytes>) -> Result<(), InvalidSpec> {
+        match size {
+            Some(size) if size.0 == 0 || size.0 > 16 * 1024 * 1024 => Err(InvalidSpec::new(
+                format!("disk size of {size} is not possible"),
+                "use at least the image's size and at most 16777216 (MiB)",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks labels: a key that can be asked for as `KEY=VALUE`, and nothing endless.
+    ///
+    /// # Errors
+    /// The first label that is not possible.
+    pub fn check_labels(labels: &Labels) -> Result<(), InvalidSpec> {
+        let wrong = |key: &String, value: &String| {
+            key.is_empty() || key.len() > 128 || value.len() > 1024 || key.contains(['=', ',', '\n'])
+        };
+        match labels.iter().find(|(key, value)| wrong(key, value)) {
+            Some((key, _)) => Err(InvalidSpec::new(
+                format!("label {:?} is not possible", key.chars().take(80).collect::<String>()),
+                "use a key of 1 to 128 characters without '=' and ',', and a value of at most 1024",
+            )),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Writing a RAM base: a sparse file as large as the memory, with its non-zero pages at their offsets.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use types::{Bytes, ContentId, PAGE_SIZE, RamOffset, RamRun};
@@ -51,6 +52,37 @@ pub(crate) fn write_ram_base(file: &File, path: &Path, source: &dyn PageSource) 
             }
             at += len;
         }
+    }
+    Ok(RamBaseReport { id: ContentId::from_hash(hasher.finalize().as_bytes()), private: Bytes(private) })
+}
+
+/// The same identity of a base that is there already, from its data.
+pub(crate) fn hash_base(file: &File, path: &Path) -> Result<RamBaseReport> {
+    let fail = |error: std::io::Error| Error::io("read", path, error);
+    let len = file.metadata().map_err(fail)?.len();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&len.to_le_bytes());
+    let (mut private, mut at) = (0, 0);
+    let mut buffer = Vec::new();
+    while let Some((start, end)) = sparse::next_data(file, at, len).map_err(fail)? {
+        // A filesystem may tell of data and holes in smaller pieces than pages.
+        let mut from = start - start % PAGE_SIZE;
+        let end = end.next_multiple_of(PAGE_SIZE).min(len);
+        while from < end {
+            let piece = (end - from).min(PIECE);
+            buffer.resize(usize::try_from(piece).unwrap_or(usize::MAX), 0);
+            file.read_exact_at(&mut buffer, from).map_err(fail)?;
+            for (offset, pages) in sparse::stretches(&buffer, PAGE) {
+                let start = from + sparse::bytes(offset);
+                for (index, page) in pages.chunks_exact(PAGE).enumerate() {
+                    hasher.update(&(start / PAGE_SIZE + sparse::bytes(index)).to_le_bytes());
+                    hasher.update(page);
+                }
+                private += sparse::bytes(pages.len());
+            }
+            from += piece;
+        }
+        at = end;
     }
     Ok(RamBaseReport { id: ContentId::from_hash(hasher.finalize().as_bytes()), private: Bytes(private) })
 }
