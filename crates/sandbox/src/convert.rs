@@ -12,6 +12,7 @@ impl From<storage::Error> for Error {
             K::NoSpace => ErrorKind::NoSpace,
             K::Unwritable => ErrorKind::NotReady,
             K::Corrupt | K::TooNew => ErrorKind::Corrupt,
+            K::Cancelled => ErrorKind::ShuttingDown,
             K::Invalid | K::Undecided | K::Io => ErrorKind::Internal,
         };
         let hint = error.hint().unwrap_or_default().to_owned();

@@ -112,7 +112,8 @@ fn clone_open(
     let (method, copied) = if way == Way::Reflink && reflink(source, target, to)? {
         (CloneMethod::Reflink, 0)
     } else {
-        let mut copy = Copy { way: way.max(Way::CopyRange), source, target, options, done: 0, total: 0, written: 0 };
+        let mut copy =
+            Copy { way: way.max(Way::CopyRange), source, target, options, done: 0, total: 0, written: 0 };
         copy.run().map_err(|halt| match halt {
             Halt::Io(error) => Error::io("copy to", to, error),
             Halt::Cancelled => {
@@ -178,7 +179,7 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    fn run(&mut self) -> Result<(), Halt> {
+    fn run(&mut self) -> std::result::Result<(), Halt> {
         let len = self.source.metadata()?.len();
         self.target.set_len(len)?;
         if self.options.progress.is_some() {
@@ -205,14 +206,20 @@ impl Copy<'_> {
         }
     }
 
-    fn piece(&mut self, mut from: u64, end: u64) -> Result<(), Halt> {
+    fn piece(&mut self, mut from: u64, end: u64) -> std::result::Result<(), Halt> {
         if self.options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
             return Err(Halt::Cancelled);
         }
         while self.way == Way::CopyRange && from < end {
             let (mut read, mut write) = (from, from);
             let left = usize::try_from(end - from).unwrap_or(usize::MAX);
-            match rustix::fs::copy_file_range(self.source, Some(&mut read), self.target, Some(&mut write), left) {
+            match rustix::fs::copy_file_range(
+                self.source,
+                Some(&mut read),
+                self.target,
+                Some(&mut write),
+                left,
+            ) {
                 // Some filesystems answer 0 in the middle of a file; reading tells data from its end.
                 Ok(0) => self.way = Way::ReadWrite,
                 Ok(done) => {
