@@ -9,12 +9,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use guest::Guest;
 use serde_json::json;
-use storage::{Manifest, RunState, SandboxDir};
+use storage::{Freeze, Manifest, RunState, SandboxDir, StagedSnapshot};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::ReusableBoxFuture;
 use types::{Boot, CloneMethod, SandboxName, Timestamp};
 use vm::{End, Machine};
 
+use crate::capture::Capture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Activity, Lease};
 use crate::services::{Services, blocking};
@@ -51,6 +52,7 @@ pub(crate) enum Command {
     Stop(Reply<Report>),
     Pause { only_if_idle: bool, reply: Reply<Report> },
     Edit(Edit, Reply<SandboxView>),
+    Capture { staged: StagedSnapshot, with_memory: bool, reply: Reply<Capture> },
     Destroy(Reply<()>),
 }
 
@@ -90,6 +92,8 @@ pub(crate) struct Actor {
     pub(crate) manifest: Manifest,
     pub(crate) state: State,
     pub(crate) running: Option<Running>,
+    /// A freeze that the VMM has carried out and that is not committed; the guest stands still.
+    pub(crate) pending_freeze: Option<Freeze>,
     /// Why it is broken, or why its memory is gone; told at the next start.
     pub(crate) trouble: Option<String>,
     pub(crate) boot: Boot,
@@ -154,6 +158,10 @@ impl Actor {
                 let view = self.edit(edit).await;
                 let _heard = reply.send(view);
             }
+            Command::Capture { staged, with_memory, reply } => {
+                let captured = self.capture(staged, with_memory).await;
+                let _heard = reply.send(captured);
+            }
             Command::Destroy(reply) => {
                 let done = self.destroy().await;
                 let _heard = reply.send(done);
@@ -177,6 +185,7 @@ impl Actor {
     }
 
     async fn pause(&mut self, only_if_idle: bool) -> Result<Report> {
+        self.settle_freeze().await?;
         let Some(running) = self.running.as_ref().filter(|_| self.state == State::Hot) else {
             return Ok(self.report(false, Timings::default(), Vec::new()));
         };
@@ -194,6 +203,7 @@ impl Actor {
     }
 
     async fn edit(&mut self, edit: Edit) -> Result<SandboxView> {
+        self.settle_freeze().await?;
         let mut manifest = self.manifest.clone();
         if let Some(name) = edit.name {
             manifest.name = name;
@@ -225,8 +235,10 @@ impl Actor {
             }
             self.enter(Happening::Ended)?;
         }
+        self.pending_freeze = None;
         let dir = self.dir.clone();
         blocking(move || Ok(dir.destroy()?)).await?;
+        self.release(self.manifest.clone());
         self.enter(Happening::Destroyed)?;
         if let Err(error) = self.services.index().remove_sandbox(&self.manifest.id) {
             // Its directory is gone, and the directories are the truth: the next start of the daemon corrects the index.
@@ -249,6 +261,10 @@ impl Actor {
             End::Gone => ("died", Some("its VMM ended unexpectedly, so its memory is lost".to_owned())),
         };
         self.trouble = trouble;
+        // Its disk may wait to be frozen: that is made good, or tried again at the next start.
+        if let Err(error) = self.settle_freeze().await {
+            tracing::warn!(error = %error.with_causes(), sandbox = %self.manifest.name, "its disk is not frozen yet");
+        }
         // A manifest that still says `running` without a VMM means the same; this only says it sooner.
         if let Err(error) = self.commit(self.manifest.clone().into_off()).await {
             tracing::warn!(%error, sandbox = %self.manifest.name, "the manifest still says that it runs");
@@ -339,7 +355,7 @@ impl Actor {
     }
 
     pub(crate) fn report(&self, changed: bool, timings: Timings, warnings: Vec<String>) -> Report {
-        Report { view: self.shared.view(), created: false, changed, timings, warnings }
+        Report { view: self.shared.view(), created: false, changed, timings, pause: None, warnings }
     }
 }
 

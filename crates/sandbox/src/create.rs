@@ -10,11 +10,11 @@ use std::sync::{Arc, RwLock};
 use serde_json::json;
 use storage::{CloneReport, ImageRef, Manifest, RunState, SandboxDir, TemplateRecord};
 use types::{Arch, Boot, CloneMethod, Mebibytes, SandboxId, SandboxSpec, StorageLayout, Timestamp};
-use vm::Machine;
 
-use crate::actor::{Actor, Running, Shared};
+use crate::actor::{Actor, Shared};
+use crate::bring_up::{Origin, Pages, bring_up};
 use crate::error::{Error, ErrorKind, Result};
-use crate::launch::{self, Frame};
+use crate::launch;
 use crate::lease::Activity;
 use crate::services::{Services, blocking};
 use crate::state::{Happening, State};
@@ -30,6 +30,7 @@ pub(crate) async fn create(
     let mut watch = Stopwatch::start();
     let wish = wish(services, &spec).await?;
     let disk_size = disk_size(&spec, &wish)?;
+    check_disk_size(services, disk_size)?;
     let (template, found) = template::find_or_make(services, &wish, spec.strict).await?;
     watch.lap(match found {
         Found::There => "template",
@@ -40,8 +41,11 @@ pub(crate) async fn create(
     let (dir, cloned) = stage(services, &spec, &template, manifest.clone()).await?;
     watch.lap("disk");
     let grow = disk_size > image_size(&wish);
-    let made = start(services, &dir, &manifest, &template, grow, inline(&spec), &mut watch).await;
-    let (running, warnings) = match made {
+    let made = async {
+        let origin = origin(services, &manifest, &template, grow, inline(&spec)).await?;
+        bring_up(services, &dir, &manifest, origin, &mut watch).await
+    };
+    let (running, warnings) = match made.await {
         Ok(made) => made,
         Err(error) => {
             let gone = blocking(move || Ok(dir.destroy()?)).await;
@@ -105,6 +109,7 @@ pub(crate) fn actor(
         manifest,
         state,
         running: None,
+        pending_freeze: None,
         trouble: None,
         boot,
         clone,
@@ -161,6 +166,19 @@ fn disk_size(spec: &SandboxSpec, wish: &TemplateWish) -> Result<Mebibytes> {
     }
 }
 
+/// Refuses a disk that the host could not hold even if it were empty. Below that, disks are thin.
+pub(crate) fn check_disk_size(services: &Services, size: Mebibytes) -> Result<()> {
+    let most = services.store.space()?.total;
+    if size.bytes() <= most {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::BadRequest,
+        format!("a disk of {size} is larger than the filesystem it would lie on, which has {}", most.floor_mib()),
+    )
+    .hint("ask for a smaller one, or keep the data directory on a larger filesystem"))
+}
+
 fn manifest(
     id: &SandboxId,
     spec: &SandboxSpec,
@@ -183,6 +201,7 @@ fn manifest(
         labels: spec.labels.clone(),
         keep_hot: spec.keep_hot,
         created_at: Timestamp::now(),
+        layers: Vec::new(),
         ram_base: template.ram_base(),
         machine: template.spec.machine.clone(),
         memory: None,
@@ -218,58 +237,23 @@ fn inline(spec: &SandboxSpec) -> Option<wire::InlineConfig> {
         .then(|| wire::InlineConfig { env: spec.env.clone(), init: spec.init.clone() })
 }
 
-/// The machine, cloned from the template, with its own identity. The VMM is gone when this fails.
-async fn start(
+/// What the machine of a new sandbox starts from: the template as it is.
+async fn origin(
     services: &Services,
-    dir: &SandboxDir,
     manifest: &Manifest,
     template: &TemplateRecord,
     grow: bool,
     inline: Option<wire::InlineConfig>,
-    watch: &mut Stopwatch,
-) -> Result<(Running, Vec<String>)> {
-    let qemu = services.qemu().await?;
-    let (store, locked, record, wanted) =
-        (services.store.clone(), dir.clone(), template.clone(), manifest.clone());
-    let (kernel, base, devices, lock) = blocking(move || {
-        Ok((
-            store.kernel().by_id(&wanted.kernel)?,
-            store.ram_base(&wanted.ram_base, wanted.memory_mib)?,
-            store.templates().open_devices(&record)?,
-            locked.lock_root()?,
-        ))
+) -> Result<Origin> {
+    let (store, record) = (services.store.clone(), template.clone());
+    let devices = blocking(move || Ok(store.templates().open_devices(&record)?)).await?;
+    let mut identity = launch::identity(&manifest.id, &manifest.name, true);
+    identity.config = inline;
+    Ok(Origin {
+        pages: Pages::Base,
+        devices,
+        identity,
+        pad: !template.spec.detached,
+        grow: grow.then(|| manifest.disk_size_mib.bytes()),
     })
-    .await?;
-    let spec = Frame::of(manifest).spec(qemu, &kernel, base, true);
-    let machine = Machine::launch(qemu, &spec, dir.path(), lock).await?;
-    watch.lap("spawn");
-    let brought_up = async {
-        machine.load_devices(devices).await?;
-        watch.lap("devices");
-        machine.resume().await?;
-        if grow {
-            // Disks are the VMM's to change only once the guest goes on; the agent has been told nothing yet.
-            machine.resize_root(manifest.disk_size_mib.bytes()).await?;
-        }
-        let mut identity = launch::identity(&manifest.id, &manifest.name, true);
-        identity.config = inline;
-        let pad = !template.spec.detached;
-        let (guest, welcome) = launch::attach(
-            &machine,
-            Some(identity),
-            pad,
-            grow.then(|| manifest.disk_size_mib.bytes()),
-            services.config.boot_timeout,
-        )
-        .await?;
-        watch.lap("attach");
-        Ok((guest, welcome.warnings))
-    };
-    match brought_up.await {
-        Ok((guest, warnings)) => Ok((Running::new(machine, guest), warnings)),
-        Err(error) => {
-            machine.kill().await?;
-            Err(error)
-        }
-    }
 }

@@ -34,23 +34,45 @@ impl Events {
         name: &SandboxName,
         detail: Value,
     ) {
-        let new = NewEvent {
+        self.note(NewEvent {
             at: Timestamp::now(),
             owner: owner.clone(),
             sandbox_id: Some(id.clone()),
             sandbox_name: Some(name.clone()),
             kind: format!("sandbox.{kind}"),
             detail,
-        };
+        });
+    }
+
+    /// Notes that something happened that is no sandbox's; as [`Events::sandbox`].
+    pub(crate) fn host(&self, kind: &'static str, owner: &Owner, detail: Value) {
+        self.note(NewEvent {
+            at: Timestamp::now(),
+            owner: owner.clone(),
+            sandbox_id: None,
+            sandbox_name: None,
+            kind: kind.to_owned(),
+            detail,
+        });
+    }
+
+    fn note(&self, new: NewEvent) {
         let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         let event = match index.append_event(&new) {
             Ok(event) => event,
             Err(error) => {
-                tracing::error!(%error, kind, sandbox = %name, "an event could not be kept");
+                tracing::error!(%error, kind = %new.kind, "an event could not be kept");
                 meta::Event { seq: 0, event: new }
             }
         };
-        tracing::info!(kind = %event.event.kind, sandbox = %name, %id, detail = %event.event.detail, "event");
+        let about = &event.event;
+        tracing::info!(
+            kind = %about.kind,
+            sandbox = about.sandbox_name.as_ref().map(tracing::field::display),
+            id = about.sandbox_id.as_ref().map(tracing::field::display),
+            detail = %about.detail,
+            "event"
+        );
         // Sent while the index is held, so that listeners hear events in the order of their numbers. That nobody
         // listens is no error.
         let _listeners = self.listeners.send(view(event));

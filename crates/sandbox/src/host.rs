@@ -32,7 +32,7 @@ pub(crate) struct Inner {
     pub(crate) services: Arc<Services>,
     pub(crate) registry: Registry,
     /// One creation or renaming a name at a time.
-    names: KeyedLocks<(Owner, SandboxName)>,
+    pub(crate) names: KeyedLocks<(Owner, SandboxName)>,
     owners: TaskTracker,
     limits: SpecLimits,
     info: OnceLock<HostInfo>,
@@ -145,6 +145,15 @@ impl Host {
             Ok(report)
         });
         made.await.map_err(|error| Error::new(ErrorKind::Internal, "creating failed").source(error))?
+    }
+
+    /// Runs a verb in a task of its own, so that a caller who goes away leaves all of it done or none.
+    pub(crate) async fn to_the_end<T: Send + 'static>(
+        &self,
+        verb: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let done = self.inner.owners.spawn(verb).await;
+        done.map_err(|error| Error::new(ErrorKind::Internal, "a verb broke off").source(error))?
     }
 
     /// Gives a sandbox its owner task.
@@ -318,7 +327,7 @@ impl Host {
 }
 
 /// Hands a command to a sandbox's owner and waits for the reply.
-async fn send<T>(entry: &Entry, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
+pub(crate) async fn send<T>(entry: &Entry, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
     let gone = || Error::new(ErrorKind::NotFound, format!("{} was destroyed", entry.name));
     let (reply, answer) = oneshot::channel();
     entry.commands.send(command(reply)).await.map_err(|_closed| gone())?;
@@ -344,6 +353,7 @@ fn existing(spec: &SandboxSpec, view: SandboxView) -> Result<Report> {
             created: false,
             changed: false,
             timings: Default::default(),
+            pause: None,
             warnings: Vec::new(),
         }),
     }

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use guest::{AttachOptions, Guest};
-use storage::{DeviceRecord, MachineRecord, Manifest, layout};
+use storage::{DeviceRecord, LayerFormat, LayerRef, MachineRecord, Manifest, layout};
 use tokio::time::Instant;
 use types::{Accel, Arch, Bytes, ContentId, Mebibytes, SandboxId, SandboxName, StorageLayout};
-use vm::{End, Machine, MachineSpec, Qemu, RootDisk};
+use vm::{DiskFile, DiskFormat, End, Machine, MachineSpec, Qemu, RootDisk};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -34,6 +34,8 @@ pub(crate) fn machine_record(qemu: &Qemu, accel: Accel) -> MachineRecord {
 pub(crate) struct Frame<'a> {
     pub(crate) machine: &'a MachineRecord,
     pub(crate) layout: StorageLayout,
+    /// The frozen layers under the root disk, nearest first, as seen from the machine's directory.
+    pub(crate) below: Vec<(LayerRef, PathBuf)>,
     pub(crate) image: &'a ContentId,
     pub(crate) cpus: u32,
     pub(crate) memory: Mebibytes,
@@ -42,15 +44,34 @@ pub(crate) struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    pub(crate) fn of(manifest: &'a Manifest) -> Self {
+    pub(crate) fn of(manifest: &'a Manifest, below: Vec<(LayerRef, PathBuf)>) -> Self {
         Self {
             machine: &manifest.machine,
             layout: manifest.layout,
+            below,
             image: &manifest.image.id,
             cpus: manifest.cpus,
             memory: manifest.memory_mib,
             config: PathBuf::from(layout::CONFIG_DRIVE),
         }
+    }
+
+    fn root_disk(&self) -> RootDisk {
+        let path = PathBuf::from(layout::root_disk(self.layout));
+        if self.layout == StorageLayout::Reflink {
+            return RootDisk { top: DiskFile { path, format: DiskFormat::Raw }, below: Vec::new() };
+        }
+        let format = |layer: &LayerRef| match layer.format {
+            LayerFormat::Qcow2 => DiskFormat::Qcow2,
+            LayerFormat::Raw => DiskFormat::Raw,
+        };
+        let layers = self.below.iter();
+        let mut below: Vec<_> =
+            layers.map(|(layer, path)| DiskFile { path: path.clone(), format: format(layer) }).collect();
+        if below.last().is_none_or(|last| last.format != DiskFormat::Raw) {
+            below.push(DiskFile { path: storage::object_from_machine_dir(self.image), format: DiskFormat::Raw });
+        }
+        RootDisk { top: DiskFile { path, format: DiskFormat::Qcow2 }, below }
     }
 
     /// The spec of the machine; `ram_base` as seen from its directory.
@@ -61,7 +82,6 @@ impl<'a> Frame<'a> {
         ram_base: PathBuf,
         incoming: bool,
     ) -> MachineSpec {
-        let root = PathBuf::from(layout::root_disk(self.layout));
         MachineSpec {
             arch: Arch::host(),
             accel: self.machine.accel,
@@ -74,12 +94,7 @@ impl<'a> Frame<'a> {
             extra_cmdline: Vec::new(),
             ram_base,
             ram_base_writable: !qemu.opens_base_read_only(),
-            root: Some(match self.layout {
-                StorageLayout::Overlay => {
-                    RootDisk::Overlay { path: root, base: storage::object_from_machine_dir(self.image) }
-                }
-                StorageLayout::Reflink => RootDisk::Raw { path: root },
-            }),
+            root: Some(self.root_disk()),
             config: Some(self.config.clone()),
             // A guest that sleeps already knows its rate.
             tsc_khz: if incoming { None } else { vm::host_tsc_khz() },

@@ -11,7 +11,10 @@
 
 mod accel;
 mod actor;
+mod bring_up;
+mod capture;
 mod convert;
+mod copies;
 mod create;
 mod doctor;
 mod error;

@@ -83,6 +83,9 @@ async fn take_over(mut actor: Actor, id: &SandboxId) -> Actor {
         }
         return actor;
     }
+    if let Err(error) = settle_top(&mut actor, &machine).await {
+        tracing::error!(error = %error.with_causes(), %id, "its disk was being frozen, and that could not be finished");
+    }
     match let_go(&machine, &actor.manifest).await {
         Ok(guest) => {
             actor.running = Some(Running::new(machine, guest));
@@ -117,15 +120,32 @@ async fn let_go(machine: &Machine, manifest: &Manifest) -> Result<guest::Guest> 
         machine.resume().await?;
     }
     let (guest, welcome) = launch::attach(machine, None, true, None, ATTACH_TIMEOUT).await?;
-    if welcome.configured {
+    let itself = manifest.id.as_str();
+    let first_boot = !welcome.configured;
+    if welcome.configured && welcome.sandbox_id.as_deref() == Some(itself) {
         return Ok(guest);
     }
-    // The daemon died between starting the clone and telling it who it is.
+    // The daemon died between starting a clone and telling it who it is. One of a running guest takes itself for that.
     guest.detach(tokio::time::Instant::now() + ATTACH_TIMEOUT).await?;
     drop(guest);
-    let identity = launch::identity(&manifest.id, &manifest.name, true);
+    let mut identity = launch::identity(&manifest.id, &manifest.name, first_boot);
+    identity.read_config = first_boot;
     let (guest, _welcome) =
         launch::attach(machine, Some(identity), true, Some(manifest.disk_size_mib.bytes()), ATTACH_TIMEOUT)
             .await?;
     Ok(guest)
+}
+
+/// The daemon died while the sandbox was being frozen: what the VMM turned to is committed, what it did not is dropped.
+async fn settle_top(actor: &mut Actor, machine: &Machine) -> Result<()> {
+    let (store, dir) = (actor.services.store.clone(), actor.dir.clone());
+    let Some((name, layer)) = blocking(move || Ok(dir.waiting_top(&store)?)).await? else { return Ok(()) };
+    let turned = machine.top_file().await?.ends_with(&name);
+    let (store, dir) = (actor.services.store.clone(), actor.dir.clone());
+    actor.manifest = blocking(move || match turned {
+        true => Ok(dir.finish_freeze(&store, layer)?),
+        false => Ok(dir.abandon_freeze(&store, layer)?),
+    })
+    .await?;
+    Ok(())
 }

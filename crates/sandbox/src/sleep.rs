@@ -10,11 +10,13 @@
 use std::time::Duration;
 
 use serde_json::json;
-use storage::{Manifest, MemoryHeader, MemoryStats};
+use storage::{Manifest, MemoryHeader, MemoryStats, OWN_BASE_ABOVE, PageSource as _, Unchanged};
 use tokio::time::Instant;
+use types::Bytes;
 use vm::Machine;
 
 use crate::actor::{Actor, Running};
+use crate::capture::unreadable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch::{self, ATTACH_TIMEOUT};
 use crate::ram::Ram;
@@ -24,7 +26,7 @@ use crate::timing::Stopwatch;
 use crate::view::{Report, Timings};
 
 /// Level of zstd for memory images: the fastest one.
-const COMPRESSION_LEVEL: i32 = 1;
+pub(crate) const COMPRESSION_LEVEL: i32 = 1;
 
 /// How long a guest may take to let go of its streams. One that does not is put to sleep all the same.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,6 +34,7 @@ const DETACH_TIMEOUT: Duration = Duration::from_secs(5);
 impl Actor {
     /// Puts the sandbox to sleep: no VMM, memory on disk.
     pub(crate) async fn stop(&mut self) -> Result<Report> {
+        self.settle_freeze().await?;
         let Some(running) = self.running.take() else {
             return match self.state {
                 State::Gone => {
@@ -45,10 +48,13 @@ impl Actor {
             Ok(frozen) => frozen,
             Err(error) => return Err(self.thaw(running, error).await),
         };
-        self.manifest = manifest;
+        let before = std::mem::replace(&mut self.manifest, manifest);
         drop(running.guest);
         let ended = running.machine.kill().await;
         watch.lap("end");
+        if before.ram_base != self.manifest.ram_base {
+            self.release(before);
+        }
         self.trouble = None;
         self.enter(Happening::Slept)?;
         let timings = watch.finish();
@@ -84,15 +90,35 @@ impl Actor {
         // The memory image belongs to the generation that the commit will name.
         let mut manifest = self.manifest.clone();
         manifest.machine.qemu_version = self.services.qemu().await?.version.to_string();
-        let header = MemoryHeader { generation: manifest.generation, base: manifest.ram_base.id() };
-        let (dir, ram) = (self.dir.clone(), Ram(running.machine.ram()?));
-        let memory = blocking(move || Ok(dir.stage_memory(&ram, header, COMPRESSION_LEVEL)?)).await?;
-        let stats = memory.stats();
+        let (dir, store, ram) = (self.dir.clone(), self.services.store.clone(), Ram(running.machine.ram()?));
+        let (memory, manifest, pin, stats) = blocking(move || {
+            let pages = ram.private_runs().map_err(unreadable)?;
+            let private = Bytes(pages.iter().map(|run| run.len.0).sum());
+            let header = |manifest: &Manifest| MemoryHeader {
+                generation: manifest.generation,
+                base: manifest.ram_base.id(),
+            };
+            if private <= OWN_BASE_ABOVE {
+                let memory = dir.stage_memory(&ram, header(&manifest), COMPRESSION_LEVEL)?;
+                let (pin, stats) = (store.pin(&manifest), memory.stats());
+                return Ok((memory, manifest, pin, stats));
+            }
+            // So much is kept as a base: the next wake maps it, and the next stop writes what changed since.
+            let (base, written) = store.write_own_base(&manifest.ram_base, manifest.memory_mib, &ram)?;
+            manifest.ram_base = base;
+            let pin = store.pin(&manifest);
+            let unchanged = Unchanged(manifest.memory_mib.bytes());
+            let memory = dir.stage_memory(&unchanged, header(&manifest), COMPRESSION_LEVEL)?;
+            let stats = MemoryStats { private, zero: Bytes(0), stored: Bytes(written.private.0 + memory.stats().stored.0) };
+            Ok((memory, manifest, pin, stats))
+        })
+        .await?;
         watch.lap("memory");
         self.save_devices(&running.machine).await?;
         watch.lap("devices");
         let dir = self.dir.clone();
         let manifest = blocking(move || Ok(dir.commit_cold(memory, manifest, detached)?)).await?;
+        drop(pin);
         watch.lap("commit");
         Ok((manifest, stats))
     }

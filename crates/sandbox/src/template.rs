@@ -109,6 +109,7 @@ async fn make(services: &Services, wish: &TemplateWish, key: ContentId) -> Resul
             StorageLayout::Overlay => image::qemu_img_create_overlay(
                 &staged.root_disk_path(),
                 &ready.image.path_from_machine_dir(),
+                image::BackingFormat::Raw,
                 ready.image.size,
             )?,
             StorageLayout::Reflink => {
@@ -128,6 +129,7 @@ async fn make(services: &Services, wish: &TemplateWish, key: ContentId) -> Resul
     let frame = Frame {
         machine: &wish.machine,
         layout: wish.layout,
+        below: Vec::new(),
         image: &wish.image.id,
         cpus: wish.cpus,
         memory: wish.memory,

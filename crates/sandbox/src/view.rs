@@ -106,6 +106,8 @@ pub struct Report {
     pub changed: bool,
     /// What this call took.
     pub timings: Timings,
+    /// How long the source of a fork stood still for it.
+    pub pause: Option<Duration>,
     /// What the caller should know.
     pub warnings: Vec<String>,
 }

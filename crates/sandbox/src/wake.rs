@@ -15,9 +15,9 @@ use types::Boot;
 use vm::Machine;
 
 use crate::actor::{Actor, Running, Start};
+use crate::bring_up::Pages;
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch::{self, ATTACH_TIMEOUT, Frame};
-use crate::ram::{DECODE_AHEAD, Decoded, Ram};
 use crate::services::blocking;
 use crate::state::{Happening, State};
 use crate::timing::Stopwatch;
@@ -29,6 +29,7 @@ type Started = (bool, Timings, Vec<String>);
 impl Actor {
     /// Makes the sandbox hot, whatever it is.
     pub(crate) async fn ensure_hot(&mut self, start: Start) -> Result<Started> {
+        self.settle_freeze().await?;
         match self.state {
             State::Hot => self.check_channel().await,
             State::Warm => self.resume().await,
@@ -154,44 +155,24 @@ impl Actor {
             .ok_or_else(|| Error::new(ErrorKind::Corrupt, "the manifest names no VMM version"))?;
         qemu.check_loads(saved_by)?;
         let (store, dir, wanted) = (self.services.store.clone(), self.dir.clone(), manifest.clone());
-        let (memory, devices, base, kernel, lock) = blocking(move || {
+        let (memory, devices, base, kernel, below, lock) = blocking(move || {
             let memory = dir.open_memory(&wanted)?;
             let devices = dir.open_devices(&wanted)?;
             let base = store.ram_base(&wanted.ram_base, wanted.memory_mib)?;
             let kernel = store.kernel().by_id(&wanted.kernel)?;
-            let lock = dir.lock_root()?;
+            let below = store.layers().below(&wanted)?;
+            let lock = dir.lock_machine()?;
             dir.clear_sockets()?;
-            Ok((memory, devices, base, kernel, lock))
+            Ok((memory, devices, base, kernel, below, lock))
         })
         .await?;
         watch.lap("verify");
-        let spec = Frame::of(manifest).spec(qemu, &kernel, base, true);
-        let memory = Arc::new(memory);
-        let ahead = (memory.stats().private <= DECODE_AHEAD).then(|| {
-            let memory = Arc::clone(&memory);
-            tokio::spawn(blocking(move || {
-                let mut decoded = Decoded::default();
-                memory.load(&mut decoded)?;
-                Ok(decoded)
-            }))
-        });
+        let spec = Frame::of(manifest, below).spec(qemu, &kernel, base, true);
+        let ready = Pages::Stored(Arc::new(memory)).make_ready();
         let machine = Machine::launch(qemu, &spec, self.dir.path(), lock).await?;
         watch.lap("spawn");
         let loaded = async {
-            let mut ram = Ram(machine.ram()?);
-            match ahead {
-                Some(decoding) => {
-                    let failed =
-                        |error| Error::new(ErrorKind::Internal, "decoding memory failed").source(error);
-                    let decoded = decoding.await.map_err(failed)??;
-                    let failed =
-                        |error| Error::new(ErrorKind::Vmm, "guest memory could not be written").source(error);
-                    blocking(move || decoded.write_to(&ram.0).map_err(failed)).await?;
-                }
-                None => {
-                    blocking(move || Ok(memory.load(&mut ram)?)).await?;
-                }
-            }
+            ready.write_to(&machine).await?;
             watch.lap("memory");
             machine.load_devices(devices).await?;
             watch.lap("devices");
@@ -277,7 +258,7 @@ impl Actor {
         let store = self.services.store.clone();
         let mut manifest: Manifest = self.manifest.clone().into_running();
         let dir = self.dir.clone();
-        let (manifest, base, kernel, lock) = blocking(move || {
+        let (manifest, base, kernel, below, lock) = blocking(move || {
             // The kernel of today where the one that it was created with is no longer kept.
             let kernel = match store.kernel().by_id(&manifest.kernel) {
                 Err(error) if error.kind() == storage::ErrorKind::NotFound => {
@@ -290,16 +271,17 @@ impl Actor {
             manifest.ram_base = RamBase::Zero;
             manifest.machine = launch::machine_record(&qemu, accel);
             let base = store.zero_base(manifest.memory_mib)?;
-            let lock = dir.lock_root()?;
+            let below = store.layers().below(&manifest)?;
+            let lock = dir.lock_machine()?;
             dir.clear_sockets()?;
-            Ok((manifest, base, kernel, lock))
+            Ok((manifest, base, kernel, below, lock))
         })
         .await?;
         watch.lap("verify");
         self.commit(manifest).await?;
         watch.lap("commit");
         let qemu = self.services.qemu().await?;
-        let spec = Frame::of(&self.manifest).spec(qemu, &kernel, base, false);
+        let spec = Frame::of(&self.manifest, below).spec(qemu, &kernel, base, false);
         let machine = Machine::launch(qemu, &spec, self.dir.path(), lock).await?;
         watch.lap("spawn");
         Ok(machine)

@@ -179,6 +179,20 @@ impl Machine {
         folded.unwrap_or_else(|ended| Err(Error::new(ErrorKind::Closed, FOLDING, ended.to_string())))
     }
 
+    /// The file that takes the guest's writes, by the name it had when the VMM opened it.
+    ///
+    /// # Errors
+    /// The VMM is gone.
+    pub async fn top_file(&self) -> Result<String> {
+        const OP: &str = "asking for the disk's top";
+        let top = self.inner.top(OP).await?;
+        let nodes = self.inner.named_nodes(OP).await?;
+        let file = nodes.into_iter().find(|(name, _)| *name == top).and_then(|(_, node)| {
+            node["image"]["filename"].as_str().map(str::to_owned)
+        });
+        file.ok_or_else(|| Error::new(ErrorKind::Protocol, OP, "the disk's top has no file"))
+    }
+
     /// Makes the root disk larger, for the guest too.
     ///
     /// # Errors

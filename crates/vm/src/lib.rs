@@ -22,3 +22,4 @@ pub use machine::{AGENT_SOCKET, End, Machine, QMP_SOCKET, Status, VMM_LOG};
 pub use qemu::{Qemu, Version};
 pub use ram::GuestRam;
 pub use spec::{DiskFile, DiskFormat, MachineSpec, RootDisk, cpu_model};
+pub use sys::host_buffer::PageBuffer;

@@ -1,0 +1,138 @@
+//! From files on disk to a machine that runs: the way of every sandbox that does not boot.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use storage::{Manifest, MemoryImage, SandboxDir};
+use tokio::task::JoinHandle;
+use types::Bytes;
+use vm::{GuestRam, Machine};
+
+use crate::actor::Running;
+use crate::error::{Error, ErrorKind, Result};
+use crate::launch::{self, Frame};
+use crate::ram::{Captured, DECODE_AHEAD, Decoded, Ram};
+use crate::services::{Services, blocking};
+use crate::timing::Stopwatch;
+
+/// The pages that go on top of a RAM base.
+#[derive(Debug, Clone)]
+pub(crate) enum Pages {
+    /// None: the base is all of it.
+    Base,
+    /// Those in a file.
+    Stored(Arc<MemoryImage>),
+    /// Those that were taken from a running guest.
+    Captured(Arc<Captured>),
+}
+
+/// Pages that are being made ready while the VMM starts.
+pub(crate) enum Ready {
+    Base,
+    Direct(Arc<MemoryImage>),
+    Ahead(JoinHandle<Result<Decoded>>),
+    Captured(Arc<Captured>),
+}
+
+impl Pages {
+    /// Begins to decode what is small enough to be kept until there is a machine to take it.
+    pub(crate) fn make_ready(self) -> Ready {
+        match self {
+            Self::Base => Ready::Base,
+            Self::Captured(pages) => Ready::Captured(pages),
+            Self::Stored(image) if image.stats().private > DECODE_AHEAD => Ready::Direct(image),
+            Self::Stored(image) => Ready::Ahead(tokio::spawn(blocking(move || {
+                let mut decoded = Decoded::default();
+                image.load(&mut decoded)?;
+                Ok(decoded)
+            }))),
+        }
+    }
+}
+
+impl Ready {
+    /// Writes the pages into a machine that waits for its device state.
+    pub(crate) async fn write_to(self, machine: &Machine) -> Result<()> {
+        let failed = |error| Error::new(ErrorKind::Vmm, "guest memory could not be written").source(error);
+        let ram = || -> Result<GuestRam> { Ok(machine.ram()?) };
+        match self {
+            Self::Base => Ok(()),
+            Self::Direct(image) => {
+                let mut ram = Ram(ram()?);
+                blocking(move || {
+                    image.load(&mut ram)?;
+                    Ok(())
+                })
+                .await
+            }
+            Self::Ahead(decoding) => {
+                let lost = |error| Error::new(ErrorKind::Internal, "decoding memory failed").source(error);
+                let (decoded, ram) = (decoding.await.map_err(lost)??, ram()?);
+                blocking(move || decoded.write_to(&ram).map_err(failed)).await
+            }
+            Self::Captured(pages) => {
+                let ram = ram()?;
+                blocking(move || pages.write_to(&ram).map_err(failed)).await
+            }
+        }
+    }
+}
+
+/// What a new sandbox's machine starts from, beside its manifest.
+pub(crate) struct Origin {
+    pub(crate) pages: Pages,
+    pub(crate) devices: File,
+    pub(crate) identity: wire::Identity,
+    /// Whether the agent may have been in the middle of a frame.
+    pub(crate) pad: bool,
+    /// Size of the root disk if it is larger than what it was cloned from.
+    pub(crate) grow: Option<Bytes>,
+}
+
+/// The machine of a sandbox that was cloned, with its own identity. The VMM is gone when this fails.
+pub(crate) async fn bring_up(
+    services: &Services,
+    dir: &SandboxDir,
+    manifest: &Manifest,
+    origin: Origin,
+    watch: &mut Stopwatch,
+) -> Result<(Running, Vec<String>)> {
+    let ready = origin.pages.make_ready();
+    let qemu = services.qemu().await?;
+    let (store, locked, wanted) = (services.store.clone(), dir.clone(), manifest.clone());
+    let (kernel, base, below, lock) = blocking(move || {
+        Ok((
+            store.kernel().by_id(&wanted.kernel)?,
+            store.ram_base(&wanted.ram_base, wanted.memory_mib)?,
+            store.layers().below(&wanted)?,
+            locked.lock_machine()?,
+        ))
+    })
+    .await?;
+    let spec = Frame::of(manifest, below).spec(qemu, &kernel, base, true);
+    let machine = Machine::launch(qemu, &spec, dir.path(), lock).await?;
+    watch.lap("spawn");
+    let brought_up = async {
+        ready.write_to(&machine).await?;
+        watch.lap("memory");
+        machine.load_devices(origin.devices).await?;
+        watch.lap("devices");
+        machine.resume().await?;
+        if let Some(size) = origin.grow {
+            // Disks are the VMM's to change only once the guest goes on; the agent has been told nothing yet.
+            machine.resize_root(size).await?;
+        }
+        let timeout = services.config.boot_timeout;
+        let (guest, welcome) =
+            launch::attach(&machine, Some(origin.identity), origin.pad, origin.grow, timeout).await?;
+        watch.lap("attach");
+        Ok((guest, welcome.warnings))
+    };
+    match brought_up.await {
+        Ok((guest, warnings)) => Ok((Running::new(machine, guest), warnings)),
+        Err(error) => {
+            machine.kill().await?;
+            Err(error)
+        }
+    }
+}

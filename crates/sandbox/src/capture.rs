@@ -1,0 +1,368 @@
+//! Capturing a sandbox: its disk frozen, its memory copied, and the sandbox as it was before.
+//!
+//! # Crash order
+//! 1. The guest runs on. Staging directory, empty top and config drive are made, the disk's writes are synced, memory
+//!    for the copy is made ready.
+//! 2. The guest stands still: the VMM turns to the new top, writes its device state, the pages are copied, and the frozen
+//!    disk is committed (see `storage`). Nothing here waits for more than a directory's sync.
+//! 3. The guest goes on. What was captured is written out by whoever asked for it.
+//!
+//! If the commit of step 2 fails, the guest stands still until it succeeds: its VMM writes to a disk that the manifest
+//! does not know. Every verb tries it again first.
+
+use std::time::{Duration, Instant};
+
+use storage::{Freeze, LayerRef, Manifest, Pin, RunState, StagedSnapshot};
+use types::{Bytes, StorageLayout};
+use vm::{GuestRam, Machine};
+
+use crate::actor::{Actor, Running};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ram::{CaptureBuffer, Captured};
+use crate::services::blocking;
+use crate::state::State;
+use crate::timing::Stopwatch;
+use crate::view::Timings;
+
+/// Layers under a root disk above which they are made one before the next is added: each costs every start a little.
+const MOST_LAYERS: usize = 12;
+
+/// How long the guest may take to finish what is being said to it.
+const QUIET_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What of a sandbox's memory was captured.
+#[derive(Debug)]
+pub(crate) enum CapturedMemory {
+    /// None: it has none, or only its disk was wanted.
+    None,
+    /// A sleeping sandbox's files, in the staging directory.
+    Stored {
+        /// Whether the agent had detached cleanly.
+        detached: bool,
+    },
+    /// A running sandbox's pages; its device state is in the staging directory.
+    Pages(Captured),
+}
+
+/// A sandbox at one moment.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    /// Its disks, and its memory if that is in files.
+    pub(crate) staged: StagedSnapshot,
+    /// Its manifest; names the layer that was frozen.
+    pub(crate) manifest: Manifest,
+    pub(crate) memory: CapturedMemory,
+    /// How long the guest stood still.
+    pub(crate) pause: Duration,
+    pub(crate) timings: Timings,
+    /// Keeps what the manifest names.
+    pub(crate) pin: Pin,
+    /// The layer that is to be sealed when there is time.
+    pub(crate) frozen: Option<LayerRef>,
+}
+
+impl Actor {
+    /// Captures the sandbox into `staged`; it goes on as it was.
+    pub(crate) async fn capture(&mut self, staged: StagedSnapshot, with_memory: bool) -> Result<Capture> {
+        self.settle_freeze().await?;
+        match self.state {
+            State::Hot | State::Warm => self.capture_running(staged, with_memory).await,
+            State::Cold | State::Off => self.capture_resting(staged, with_memory).await,
+            State::Broken => {
+                let (name, why) = (&self.manifest.name, self.trouble.clone().unwrap_or_default());
+                Err(Error::new(ErrorKind::Corrupt, format!("{name} is broken: {why}")).hint(format!(
+                    "make it whole first: `bhatti start {name} --discard-memory` boots it from its disk"
+                )))
+            }
+            State::Gone => {
+                Err(Error::new(ErrorKind::NotFound, format!("{} was destroyed", self.manifest.name)))
+            }
+        }
+    }
+
+    async fn capture_resting(&mut self, staged: StagedSnapshot, with_memory: bool) -> Result<Capture> {
+        let mut watch = Stopwatch::start();
+        let (store, dir, before) = (self.services.store.clone(), self.dir.clone(), self.manifest.clone());
+        let with_memory = with_memory && before.state == RunState::Cold;
+        let (staged, manifest, frozen) = blocking(move || {
+            let _lock = dir.lock_machine()?;
+            // A disk that nothing was written to since it was last frozen needs no other layer.
+            let unchanged = !before.layers.is_empty() && dir.top_is_empty(&before)?;
+            let (manifest, frozen) = if unchanged || before.layout == StorageLayout::Reflink && staged.reflink_root(&dir)? {
+                if unchanged {
+                    staged.take_root(&dir.root_disk_path(before.layout), before.layout)?;
+                }
+                (before, None)
+            } else {
+                let mut freeze = dir.begin_freeze(&store)?;
+                make_top(&mut freeze)?;
+                staged.take_root(freeze.top_path(), StorageLayout::Overlay)?;
+                (freeze.commit()?, Some(freeze.layer().clone()))
+            };
+            staged.take_config(&dir)?;
+            if with_memory {
+                staged.take_memory(&dir)?;
+            }
+            Ok((staged, manifest, frozen))
+        })
+        .await?;
+        watch.lap("disk");
+        self.manifest = manifest.clone();
+        let memory = match &manifest.memory {
+            Some(memory) if with_memory => CapturedMemory::Stored { detached: memory.detached },
+            _ => CapturedMemory::None,
+        };
+        let pin = self.services.store.pin(&manifest);
+        Ok(Capture { staged, manifest, memory, pause: Duration::ZERO, timings: watch.finish(), pin, frozen })
+    }
+
+    async fn capture_running(&mut self, staged: StagedSnapshot, with_memory: bool) -> Result<Capture> {
+        let mut watch = Stopwatch::start();
+        self.fold_layers().await?;
+        watch.lap("fold");
+        let running = self.running()?;
+        let hot = self.state == State::Hot;
+        if hot && !with_memory {
+            running.guest.sync().await?;
+        }
+        let ram = if with_memory { Some(running.machine.ram()?) } else { None };
+        let (store, dir, before) = (self.services.store.clone(), self.dir.clone(), self.manifest.clone());
+        let reflink = before.layout == StorageLayout::Reflink && self.services.store.can_reflink(&self.dir)?;
+        let looked_at = ram.clone();
+        let (staged, freeze, buffer) = blocking(move || {
+            staged.take_config(&dir)?;
+            let freeze = if reflink {
+                dir.sync_root(&before)?;
+                None
+            } else {
+                let mut freeze = dir.begin_freeze(&store)?;
+                make_top(&mut freeze)?;
+                staged.take_root(freeze.top_path(), StorageLayout::Overlay)?;
+                Some(freeze)
+            };
+            let buffer = looked_at.as_ref().map(CaptureBuffer::for_guest).transpose().map_err(no_memory)?;
+            if with_memory {
+                dir.stage_devices()?;
+            }
+            Ok((staged, freeze, buffer))
+        })
+        .await?;
+        watch.lap("prepare");
+        // The half frame that a copy would find on its channel is finished first.
+        let quiet = match hot {
+            true => running.guest.quiet(tokio::time::Instant::now() + QUIET_TIMEOUT).await.ok(),
+            false => None,
+        };
+        let next = match &freeze {
+            Some(freeze) => Some(running.machine.open_top(&freeze.top_name()).await?),
+            None => None,
+        };
+        watch.lap("quiet");
+        let began = Instant::now();
+        if hot {
+            running.machine.pause().await?;
+        }
+        let still = StandingStill { with_memory, ram, buffer };
+        let (freeze, done) = self.while_it_stands_still(freeze, next, still, staged).await;
+        let committed = match &freeze {
+            Some(Standing::NotTurned) | None => Ok(None),
+            Some(Standing::Turned(_)) => {
+                self.pending_freeze = freeze.and_then(Standing::into_freeze);
+                self.finish_freeze().await
+            }
+        };
+        if hot && committed.is_ok() {
+            self.running()?.machine.resume().await?;
+        }
+        drop(quiet);
+        let pause = if hot { began.elapsed() } else { Duration::ZERO };
+        watch.lap("pause");
+        let frozen = committed?;
+        let (staged, pages) = done?;
+        let manifest = self.manifest.clone();
+        let pin = self.services.store.pin(&manifest);
+        let memory = pages.map_or(CapturedMemory::None, CapturedMemory::Pages);
+        Ok(Capture { staged, manifest, memory, pause, timings: watch.finish(), pin, frozen })
+    }
+
+    fn running(&self) -> Result<&Running> {
+        self.running.as_ref().ok_or_else(|| Error::new(ErrorKind::Internal, "a running sandbox has no machine"))
+    }
+
+    /// Everything between pause and resume but the commit. Tells whether the VMM has turned to the new top.
+    async fn while_it_stands_still(
+        &self,
+        freeze: Option<Freeze>,
+        next: Option<vm::NextTop>,
+        still: StandingStill,
+        staged: StagedSnapshot,
+    ) -> (Option<Standing>, Result<(StagedSnapshot, Option<Captured>)>) {
+        let machine = match self.running() {
+            Ok(running) => &running.machine,
+            Err(error) => return (None, Err(error)),
+        };
+        let mut standing = None;
+        if let (Some(mut freeze), Some(next)) = (freeze, next) {
+            match machine.switch_top(next).await {
+                Ok(()) => {
+                    freeze.turned();
+                    standing = Some(Standing::Turned(Box::new(freeze)));
+                }
+                Err(error) => return (Some(Standing::NotTurned), Err(error.into())),
+            }
+        }
+        let copied = self.copy(machine, still, staged).await;
+        (standing, copied)
+    }
+
+    async fn copy(
+        &self,
+        machine: &Machine,
+        still: StandingStill,
+        staged: StagedSnapshot,
+    ) -> Result<(StagedSnapshot, Option<Captured>)> {
+        if still.with_memory {
+            machine.save_devices(storage::layout::VM_SNAP_NEW).await?;
+        }
+        let (dir, layout) = (self.dir.clone(), self.manifest.layout);
+        blocking(move || {
+            if layout == StorageLayout::Reflink && !staged.has_root() && !staged.reflink_root(&dir)? {
+                return Err(Error::new(ErrorKind::Internal, "the filesystem shared extents before and refuses now"));
+            }
+            let pages = match (still.buffer, still.ram) {
+                (Some(buffer), Some(ram)) => Some(buffer.capture(&ram).map_err(unreadable)?),
+                _ => None,
+            };
+            if still.with_memory {
+                staged.take_devices(&dir)?;
+            }
+            Ok((staged, pages))
+        })
+        .await
+    }
+
+    /// Tries again what an earlier verb could not commit, so that a guest stands still no longer than it must.
+    pub(crate) async fn settle_freeze(&mut self) -> Result<()> {
+        if self.finish_freeze().await?.is_some()
+            && self.state == State::Hot
+            && let Some(running) = &self.running
+        {
+            running.machine.resume().await?;
+        }
+        Ok(())
+    }
+
+    /// Commits a freeze that the VMM has carried out already. Returns the layer.
+    async fn finish_freeze(&mut self) -> Result<Option<LayerRef>> {
+        let Some(mut freeze) = self.pending_freeze.take() else { return Ok(None) };
+        let (freeze, committed) = blocking(move || {
+            let committed = freeze.commit();
+            Ok((freeze, committed))
+        })
+        .await?;
+        match committed {
+            Ok(manifest) => {
+                self.manifest = manifest;
+                Ok(Some(freeze.layer().clone()))
+            }
+            Err(error) => {
+                self.pending_freeze = Some(freeze);
+                Err(Error::from(error).hint(format!(
+                    "{} stands still until its disk can be committed; try again when the host's disk works",
+                    self.manifest.name
+                )))
+            }
+        }
+    }
+
+    /// Makes many layers one, while the guest runs.
+    async fn fold_layers(&mut self) -> Result<()> {
+        if self.manifest.layers.len() < MOST_LAYERS {
+            return Ok(());
+        }
+        if self.running()?.machine.fold_top().await? == vm::Folded::GaveWay {
+            return Ok(());
+        }
+        let before = self.manifest.clone();
+        let mut manifest = before.clone();
+        // A whole disk at the bottom stays, as an image would.
+        manifest.layers.retain(|layer| layer.format == storage::LayerFormat::Raw);
+        self.commit(manifest).await?;
+        self.release(before);
+        Ok(())
+    }
+
+    /// Removes what an earlier manifest named and nothing names any more, when nobody waits for it.
+    pub(crate) fn release(&self, before: Manifest) {
+        let store = self.services.store.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.release(&before) {
+                tracing::warn!(%error, sandbox = %before.name, "what it no longer needs stays; `bhatti gc` removes it");
+            }
+        });
+    }
+}
+
+/// What is needed while the guest stands still, made ready before.
+struct StandingStill {
+    with_memory: bool,
+    ram: Option<GuestRam>,
+    buffer: Option<CaptureBuffer>,
+}
+
+/// How far a freeze came while the guest stood still.
+enum Standing {
+    NotTurned,
+    Turned(Box<Freeze>),
+}
+
+impl Standing {
+    fn into_freeze(self) -> Option<Freeze> {
+        match self {
+            Self::NotTurned => None,
+            Self::Turned(freeze) => Some(*freeze),
+        }
+    }
+}
+
+/// The empty overlay over a disk about to be frozen.
+fn make_top(freeze: &mut Freeze) -> Result<()> {
+    let format = match freeze.layer().format {
+        storage::LayerFormat::Qcow2 => image::BackingFormat::Qcow2,
+        storage::LayerFormat::Raw => image::BackingFormat::Raw,
+    };
+    image::qemu_img_create_overlay(freeze.top_path(), &freeze.backing(), format, freeze.disk_size()?)?;
+    Ok(freeze.prepare()?)
+}
+
+fn no_memory(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Busy, "the host has not enough memory free to copy the guest's")
+        .hint("stop other sandboxes first, or stop this one: a sleeping sandbox is captured without a copy")
+        .source(error)
+}
+
+pub(crate) fn unreadable(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Vmm, "guest memory could not be read").source(error)
+}
+
+/// What was captured goes to files nobody waits for: sums for the check of the frozen layer.
+pub(crate) fn seal_later(store: &storage::Store, layer: Option<LayerRef>, pin: Pin) {
+    let Some(layer) = layer else { return };
+    let store = store.clone();
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = store.layers().seal(&layer) {
+            tracing::warn!(%error, layer = %layer.id, "a frozen layer has no checksum yet; `bhatti fsck` makes it");
+        }
+        drop(pin);
+    });
+}
+
+impl CapturedMemory {
+    /// How much memory was captured.
+    pub(crate) fn private(&self) -> Bytes {
+        match self {
+            Self::Pages(pages) => pages.private(),
+            Self::None | Self::Stored { .. } => Bytes(0),
+        }
+    }
+}
