@@ -10,6 +10,7 @@ use crate::durable::{self, Staged};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout;
 use crate::record::{self, Format};
+use crate::settle;
 use crate::sparse;
 use crate::store::Store;
 
@@ -123,7 +124,9 @@ impl Images<'_> {
     /// When it cannot be made.
     pub fn stage(&self) -> Result<StagedImage> {
         let path = self.store.layout().objects().join(layout::staging_name());
-        Ok(StagedImage { store: self.store.clone(), staged: Staged::create(path, 0o600)? })
+        let staged = Staged::create(path, 0o600)?;
+        settle::store_plainly(staged.file());
+        Ok(StagedImage { store: self.store.clone(), staged })
     }
 }
 
@@ -134,7 +137,8 @@ impl StagedImage {
         self.staged.path()
     }
 
-    /// Names the content and makes it last. A name that exists is moved to the new content; the old object stays.
+    /// Names the content and makes it last. A name that exists is moved to the new content; the old object stays. What
+    /// lies on the disk in a way that makes clones dear, or is full of zeros, is written anew before.
     ///
     /// # Errors
     /// `Invalid` for an empty image, `NoSpace`, or what the system says.
@@ -148,6 +152,11 @@ impl StagedImage {
             return Err(Error::new(ErrorKind::Invalid, "commit image", name.as_str())
                 .because(format!("a disk of {size} bytes is none: it is empty or ends within a sector")));
         }
+        durable::sync(&file, &path)?;
+        let settled = settle::settled(&file, &path, &path.with_file_name(layout::staging_name()))?;
+        let staged = settled.unwrap_or(staged);
+        let path = staged.path().to_owned();
+        let file = File::open(&path).map_err(|error| Error::io("open", &path, error))?;
         durable::set_mode(&file, &path, 0o444)?;
         durable::sync(&file, &path)?;
         let record = ImageRecord {

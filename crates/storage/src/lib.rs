@@ -18,6 +18,7 @@ mod reconcile;
 mod record;
 mod references;
 mod sandbox_dir;
+mod settle;
 mod snapshot;
 mod sparse;
 mod store;
