@@ -12,8 +12,10 @@ mod config_drive;
 mod error;
 mod initramfs;
 mod kernel;
+mod loop_fs;
 mod minimal;
 mod modules;
+mod mount_unit;
 mod overlay;
 mod programs;
 mod progress;
@@ -24,7 +26,12 @@ pub use config_drive::{CONFIG_DRIVE_BYTES, CONFIG_FILES_MAX_BYTES, ConfigDrive, 
 pub use error::{Error, ErrorKind, Result};
 pub use initramfs::{Initramfs, build_initramfs};
 pub use kernel::{KernelTree, fetch_kernel, kernel_from_paths};
+pub use loop_fs::{
+    DirUser, LOOP_MOUNT_OPTIONS, LoopHost, MountPoint, grow_btrfs_file, make_btrfs_file, mount_btrfs_file,
+    mount_points, unmount_btrfs_file, users_of_dir, with_mounts_of_own,
+};
 pub use minimal::{MinimalImage, build_minimal, minimal_recipe_id};
+pub use mount_unit::{MountUnit, UnitState};
 pub use overlay::{BackingFormat, qemu_img_create_overlay};
 pub use programs::{Program, programs};
 pub use progress::{Build, Cancel, Progress};
