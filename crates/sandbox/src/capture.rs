@@ -12,7 +12,7 @@
 
 use std::time::{Duration, Instant};
 
-use storage::{Freeze, LayerRef, Manifest, Pin, RunState, StagedSnapshot};
+use storage::{Freeze, LayerRef, Manifest, Pin, RunState, SandboxDir, StagedSnapshot};
 use types::{Bytes, StorageLayout};
 use vm::{GuestRam, Machine};
 
@@ -162,15 +162,24 @@ impl Actor {
         if hot {
             running.machine.pause().await?;
         }
-        let still = StandingStill { with_memory, ram, buffer };
-        let (freeze, done) = self.while_it_stands_still(freeze, next, still, staged).await;
-        let committed = match &freeze {
-            Some(Standing::NotTurned) | None => Ok(None),
-            Some(Standing::Turned(_)) => {
-                self.pending_freeze = freeze.and_then(Standing::into_freeze);
-                self.finish_freeze().await
+        // From the switch on the freeze must be committed: the VMM writes to the new top.
+        let turned = match (freeze, next) {
+            (Some(mut freeze), Some(next)) => {
+                running.machine.switch_top(next).await.map(|()| {
+                    freeze.turned();
+                    Some(freeze)
+                })
             }
+            _ => Ok(None),
         };
+        let (copied, committed) = match turned {
+            Ok(freeze) => {
+                let still = StandingStill { with_memory, ram, buffer, layout: self.manifest.layout };
+                tokio::join!(copy(&running.machine, &self.dir, still, staged), commit(freeze))
+            }
+            Err(error) => (Err(error.into()), Ok(None)),
+        };
+        let committed = self.note_commit(committed);
         if hot && committed.is_ok() {
             self.running()?.machine.resume().await?;
         }
@@ -178,7 +187,7 @@ impl Actor {
         let pause = if hot { began.elapsed() } else { Duration::ZERO };
         watch.lap("pause");
         let frozen = committed?;
-        let (staged, pages) = done?;
+        let (staged, pages) = copied?;
         let manifest = self.manifest.clone();
         let pin = self.services.store.pin(&manifest);
         let memory = pages.map_or(CapturedMemory::None, CapturedMemory::Pages);
@@ -187,58 +196,6 @@ impl Actor {
 
     fn running(&self) -> Result<&Running> {
         self.running.as_ref().ok_or_else(|| Error::new(ErrorKind::Internal, "a running sandbox has no machine"))
-    }
-
-    /// Everything between pause and resume but the commit. Tells whether the VMM has turned to the new top.
-    async fn while_it_stands_still(
-        &self,
-        freeze: Option<Freeze>,
-        next: Option<vm::NextTop>,
-        still: StandingStill,
-        staged: StagedSnapshot,
-    ) -> (Option<Standing>, Result<(StagedSnapshot, Option<Captured>)>) {
-        let machine = match self.running() {
-            Ok(running) => &running.machine,
-            Err(error) => return (None, Err(error)),
-        };
-        let mut standing = None;
-        if let (Some(mut freeze), Some(next)) = (freeze, next) {
-            match machine.switch_top(next).await {
-                Ok(()) => {
-                    freeze.turned();
-                    standing = Some(Standing::Turned(Box::new(freeze)));
-                }
-                Err(error) => return (Some(Standing::NotTurned), Err(error.into())),
-            }
-        }
-        let copied = self.copy(machine, still, staged).await;
-        (standing, copied)
-    }
-
-    async fn copy(
-        &self,
-        machine: &Machine,
-        still: StandingStill,
-        staged: StagedSnapshot,
-    ) -> Result<(StagedSnapshot, Option<Captured>)> {
-        if still.with_memory {
-            machine.save_devices(storage::layout::VM_SNAP_NEW).await?;
-        }
-        let (dir, layout) = (self.dir.clone(), self.manifest.layout);
-        blocking(move || {
-            if layout == StorageLayout::Reflink && !staged.has_root() && !staged.reflink_root(&dir)? {
-                return Err(Error::new(ErrorKind::Internal, "the filesystem shared extents before and refuses now"));
-            }
-            let pages = match (still.buffer, still.ram) {
-                (Some(buffer), Some(ram)) => Some(buffer.capture(&ram).map_err(unreadable)?),
-                _ => None,
-            };
-            if still.with_memory {
-                staged.take_devices(&dir)?;
-            }
-            Ok((staged, pages))
-        })
-        .await
     }
 
     /// Tries again what an earlier verb could not commit, so that a guest stands still no longer than it must.
@@ -252,22 +209,23 @@ impl Actor {
         Ok(())
     }
 
-    /// Commits a freeze that the VMM has carried out already. Returns the layer.
     async fn finish_freeze(&mut self) -> Result<Option<LayerRef>> {
-        let Some(mut freeze) = self.pending_freeze.take() else { return Ok(None) };
-        let (freeze, committed) = blocking(move || {
-            let committed = freeze.commit();
-            Ok((freeze, committed))
-        })
-        .await?;
+        let pending = self.pending_freeze.take();
+        let committed = commit(pending).await;
+        self.note_commit(committed)
+    }
+
+    /// What a commit came to: the manifest as it is now, or a freeze that is still to be committed. Returns the layer.
+    fn note_commit(&mut self, committed: Result<Option<Freeze>, Uncommitted>) -> Result<Option<LayerRef>> {
         match committed {
-            Ok(manifest) => {
-                self.manifest = manifest;
+            Ok(None) => Ok(None),
+            Ok(Some(freeze)) => {
+                self.manifest = freeze.manifest().clone();
                 Ok(Some(freeze.layer().clone()))
             }
-            Err(error) => {
-                self.pending_freeze = Some(freeze);
-                Err(Error::from(error).hint(format!(
+            Err((freeze, error)) => {
+                self.pending_freeze = freeze;
+                Err(error.hint(format!(
                     "{} stands still until its disk can be committed; try again when the host's disk works",
                     self.manifest.name
                 )))
@@ -308,20 +266,51 @@ struct StandingStill {
     with_memory: bool,
     ram: Option<GuestRam>,
     buffer: Option<CaptureBuffer>,
+    layout: StorageLayout,
 }
 
-/// How far a freeze came while the guest stood still.
-enum Standing {
-    NotTurned,
-    Turned(Box<Freeze>),
-}
-
-impl Standing {
-    fn into_freeze(self) -> Option<Freeze> {
-        match self {
-            Self::NotTurned => None,
-            Self::Turned(freeze) => Some(*freeze),
+/// Devices and pages of a guest that stands still; a raw root disk, too.
+async fn copy(
+    machine: &Machine,
+    dir: &SandboxDir,
+    still: StandingStill,
+    staged: StagedSnapshot,
+) -> Result<(StagedSnapshot, Option<Captured>)> {
+    if still.with_memory {
+        machine.save_devices(storage::layout::VM_SNAP_NEW).await?;
+    }
+    let dir = dir.clone();
+    blocking(move || {
+        if still.layout == StorageLayout::Reflink && !staged.has_root() && !staged.reflink_root(&dir)? {
+            let text = "the filesystem shared extents before and refuses now";
+            return Err(Error::new(ErrorKind::Internal, text));
         }
+        let pages = match (still.buffer, still.ram) {
+            (Some(buffer), Some(ram)) => Some(buffer.capture(&ram).map_err(unreadable)?),
+            _ => None,
+        };
+        if still.with_memory {
+            staged.take_devices(&dir)?;
+        }
+        Ok((staged, pages))
+    })
+    .await
+}
+
+/// A freeze that could not be committed, and why; the freeze is lost only with the thread that worked on it.
+type Uncommitted = (Option<Freeze>, Error);
+
+/// Commits a freeze that the VMM has carried out already.
+async fn commit(freeze: Option<Freeze>) -> Result<Option<Freeze>, Uncommitted> {
+    let Some(mut freeze) = freeze else { return Ok(None) };
+    let done = blocking(move || {
+        let committed = freeze.commit();
+        Ok((freeze, committed))
+    });
+    match done.await {
+        Ok((freeze, Ok(_manifest))) => Ok(Some(freeze)),
+        Ok((freeze, Err(error))) => Err((Some(freeze), error.into())),
+        Err(error) => Err((None, error)),
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) struct Seed {
 
 /// The directory with root disk and config drive.
 pub(crate) enum Disks {
-    Named { snapshot: SnapshotDir, _held: std::fs::File },
+    Named { snapshot: Box<SnapshotDir>, _held: std::fs::File },
     Staged(StagedSnapshot),
 }
 
@@ -146,7 +146,7 @@ pub(crate) async fn make(
     let mut actor = create::actor(services, dir.clone(), manifest.clone(), clone, Timestamp::now());
     let started = match &seed.memory {
         Some(memory) => wake_copy(&mut actor, seed, memory, grow, &mut watch).await,
-        None => boot_copy(&mut actor, grow).await,
+        None => actor.ensure_hot(Start::default()).await.map(|(_changed, _timings, warnings)| warnings),
     };
     let warnings = match started {
         Ok(warnings) => warnings,
@@ -191,13 +191,5 @@ async fn wake_copy(
     // It says running and had no machine, as after a crash; only this time that is as it should be.
     actor.state = State::Off;
     actor.enter(Happening::Booted)?;
-    Ok(warnings)
-}
-
-async fn boot_copy(actor: &mut Actor, grow: Option<types::Bytes>) -> Result<Vec<String>> {
-    let (_changed, _timings, warnings) = actor.ensure_hot(Start::default()).await?;
-    if let (Some(size), Some(running)) = (grow, &actor.running) {
-        running.machine.resize_root(size).await?;
-    }
     Ok(warnings)
 }

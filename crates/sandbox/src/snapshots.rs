@@ -156,7 +156,7 @@ impl Host {
                 let pin = store.pin(&manifest);
                 let detached = manifest.memory.as_ref().is_some_and(|memory| memory.detached);
                 let memory = snapshot.open_memory()?.map(|image| Memory::stored(image, detached));
-                let disks = Disks::Named { snapshot, _held: held };
+                let disks = Disks::Named { snapshot: Box::new(snapshot), _held: held };
                 Ok(Seed { manifest, disks, memory, boot: Boot::Resume, _pin: pin })
             })
             .await?;

@@ -258,7 +258,7 @@ impl Actor {
         let store = self.services.store.clone();
         let mut manifest: Manifest = self.manifest.clone().into_running();
         let dir = self.dir.clone();
-        let (manifest, base, kernel, below, lock) = blocking(move || {
+        let (manifest, base, kernel, below, smaller, lock) = blocking(move || {
             // The kernel of today where the one that it was created with is no longer kept.
             let kernel = match store.kernel().by_id(&manifest.kernel) {
                 Err(error) if error.kind() == storage::ErrorKind::NotFound => {
@@ -274,7 +274,9 @@ impl Actor {
             let below = store.layers().below(&manifest)?;
             let lock = dir.lock_machine()?;
             dir.clear_sockets()?;
-            Ok((manifest, base, kernel, below, lock))
+            // A copy that was asked for with a larger disk, or a daemon that died before it had grown it.
+            let smaller = dir.disk_size(&manifest)? < manifest.disk_size_mib.bytes();
+            Ok((manifest, base, kernel, below, smaller, lock))
         })
         .await?;
         watch.lap("verify");
@@ -283,6 +285,10 @@ impl Actor {
         let qemu = self.services.qemu().await?;
         let spec = Frame::of(&self.manifest, below).spec(qemu, &kernel, base, false);
         let machine = Machine::launch(qemu, &spec, self.dir.path(), lock).await?;
+        if smaller && let Err(error) = machine.resize_root(self.manifest.disk_size_mib.bytes()).await {
+            machine.kill().await?;
+            return Err(error.into());
+        }
         watch.lap("spawn");
         Ok(machine)
     }

@@ -266,6 +266,14 @@ fn disk_size(path: &Path, format: LayerFormat) -> Result<Bytes> {
 }
 
 impl SandboxDir {
+    /// Size of the root disk that the guest sees, as its file says.
+    ///
+    /// # Errors
+    /// `Corrupt` when its header is none.
+    pub fn disk_size(&self, manifest: &Manifest) -> Result<Bytes> {
+        disk_size(&self.root_disk_path(manifest.layout), frozen_format(manifest.layout))
+    }
+
     /// Whether the root disk is an overlay into which nothing was written since it was made. Only true of one that no VMM
     /// has open is it certain.
     ///
