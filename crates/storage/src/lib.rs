@@ -23,6 +23,7 @@ mod snapshot;
 mod sparse;
 mod store;
 mod template;
+mod usage;
 
 pub use clone::{CloneOptions, CloneProgress, CloneReport, clone_file, clone_file_with};
 pub use error::{Error, ErrorKind, Result};
@@ -44,3 +45,7 @@ pub use sandbox_dir::{SandboxDir, StagedSandbox};
 pub use snapshot::{SnapshotDir, SnapshotRecord, Snapshots, StagedSnapshot};
 pub use store::{Space, Store};
 pub use template::{StagedTemplate, TemplateRecord, TemplateSpec, Templates};
+pub use usage::{
+    Figures, FileUsage, ObjectUsage, OwnerUsage, SandboxUsage, SnapshotUsage, Trial, TrialSize, Usage, UsageKind,
+    UsageMethod,
+};

@@ -100,7 +100,7 @@ impl Gauge {
         };
         let mut measured = match filesystem.source {
             Source::Extents => self.by_extents(file, meta, filesystem.space)?,
-            Source::Maps => match self.by_map(file, meta, filesystem.space) {
+            Source::Maps => match self.by_map(file, filesystem.space) {
                 // A file of another kind than the first one there.
                 Err(error) if is_refusal(&error) => by_blocks(meta),
                 measured => measured?,
@@ -125,7 +125,8 @@ impl Gauge {
             Some(_) => self.reader.extents(file, meta.ino(), |_| ()),
             None => Err(Errno::NOTTY.into()),
         };
-        let locked = items.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::PERM.raw_os_error()));
+        let locked =
+            items.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::PERM.raw_os_error()));
         let source = match items {
             Ok(()) => Source::Extents,
             Err(_) => match self.mapper.extents(file, |_| ()) {
@@ -182,7 +183,7 @@ impl Gauge {
         Ok(measured)
     }
 
-    fn by_map(&mut self, file: &File, meta: &Metadata, space: u16) -> io::Result<Measured> {
+    fn by_map(&mut self, file: &File, space: u16) -> io::Result<Measured> {
         let mut measured = Measured::default();
         let (bytes, stretches) = (&mut measured.bytes, &mut measured.stretches);
         let mut encoded = false;
@@ -198,7 +199,8 @@ impl Gauge {
         })?;
         // What is counted beside the data: the blocks of the map itself, of attributes. Where data is encoded the
         // number counts something else on every filesystem.
-        let blocks = meta.blocks().saturating_mul(SECTOR);
+        // Asked again, for the number changes when the file is written out.
+        let blocks = file.metadata()?.blocks().saturating_mul(SECTOR);
         if !encoded && blocks > bytes.referenced {
             let more = blocks - bytes.referenced;
             bytes.referenced += more;
@@ -226,7 +228,8 @@ fn push(stretches: &mut Vec<Stretch>, space: u16, extent: &Extent) {
 
 fn by_blocks(meta: &Metadata) -> Measured {
     let blocks = meta.blocks().saturating_mul(SECTOR);
-    let bytes = InodeBytes { referenced: blocks, own_stored: blocks, own_plain: blocks, ..InodeBytes::default() };
+    let bytes =
+        InodeBytes { referenced: blocks, own_stored: blocks, own_plain: blocks, ..InodeBytes::default() };
     Measured { bytes, stretches: Vec::new() }
 }
 

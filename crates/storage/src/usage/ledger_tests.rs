@@ -24,7 +24,9 @@ fn clones_share_what_they_did_not_write() {
     let owner = ledger.node(Ledger::ROOT);
     let (image, one, two) = (ledger.node(Ledger::ROOT), ledger.node(owner), ledger.node(owner));
     let base = ledger.inode(image, file(100, 100));
-    ledger.stretch(base, Stretch { shared: true, ..stretch(1000, 100) });
+    for (from, to, shared) in [(1000, 1040, true), (1040, 1050, false), (1050, 1100, true)] {
+        ledger.stretch(base, Stretch { shared, ..stretch(from, to - from) });
+    }
     for (clone, own) in [(one, 2000), (two, 3000)] {
         let inode = ledger.inode(clone, file(100, 100));
         ledger.stretch(inode, Stretch { shared: true, ..stretch(1000, 40) });
@@ -34,7 +36,11 @@ fn clones_share_what_they_did_not_write() {
     let balance = ledger.balance();
     assert_eq!(balance.of(one), sums(100, 100, 100, 100, 10));
     assert_eq!(balance.of(two), sums(100, 100, 100, 100, 10));
-    assert_eq!(balance.of(image), sums(100, 100, 100, 100, 10), "what both clones wrote over is the base's alone");
+    assert_eq!(
+        balance.of(image),
+        sums(100, 100, 100, 100, 10),
+        "what both clones wrote over is the base's alone"
+    );
     assert_eq!(balance.of(owner), sums(200, 200, 110, 110, 20));
     assert_eq!(balance.of(Ledger::ROOT), sums(300, 300, 120, 120, 120));
 }
@@ -227,7 +233,8 @@ impl Case {
         for (names, bytes, stretches) in &self.inodes {
             for &(space, start, stored, shared) in stretches {
                 for byte in start..start + stored {
-                    let entry: &mut (BTreeSet<usize>, usize, bool, bool) = disk.entry((space, byte)).or_default();
+                    let entry: &mut (BTreeSet<usize>, usize, bool, bool) =
+                        disk.entry((space, byte)).or_default();
                     entry.0.extend(names);
                     entry.1 += 1;
                     entry.2 |= shared;

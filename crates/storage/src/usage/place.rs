@@ -32,11 +32,10 @@ pub(crate) fn is_image_name(path: &Path) -> bool {
     matches!(parts.as_slice(), ["images", name] if name.starts_with("rootfs-") && !is_staging(name))
 }
 
-/// The image that a name such as `rootfs-minimal-amd64.ext4` calls so.
-pub(crate) fn image_of(name: &str) -> Option<&str> {
-    let stem = name.strip_prefix("rootfs-")?;
-    let stem = stem.strip_suffix(".ext4").or_else(|| stem.strip_suffix(".json"))?;
-    stem.rsplit_once('-').map(|(name, _)| name)
+/// What a name such as `images/rootfs-minimal-amd64.ext4` calls an image, with or without its extension.
+pub(crate) fn image_name(path: &Path) -> Option<&str> {
+    let name = stem(path.file_name()?.to_str()?);
+    name.strip_prefix("rootfs-")?.rsplit_once('-').map(|(name, _)| name)
 }
 
 /// The place of a path, given from the data root.
@@ -47,10 +46,14 @@ pub(crate) fn place(path: &Path, is_dir: bool) -> Place {
         [] => structure(),
         // What somebody makes or removes just now, wherever it is; in a sandbox it is the sandbox's.
         [first, ..] if is_staging(first) => object(UsageKind::Staging, 1),
-        ["images" | "layers" | "bases" | "templates" | "kernel" | "sandboxes", name, ..] if is_staging(name) => {
+        ["images" | "layers" | "bases" | "templates" | "kernel" | "sandboxes", name, ..]
+            if is_staging(name) =>
+        {
             object(UsageKind::Staging, 2)
         }
-        ["images", "objects", name, ..] | ["templates", "zero", name, ..] | ["volumes" | "snapshots", _, name, ..]
+        ["images", "objects", name, ..]
+        | ["templates", "zero", name, ..]
+        | ["volumes" | "snapshots", _, name, ..]
             if is_staging(name) =>
         {
             object(UsageKind::Staging, 3)
@@ -59,9 +62,7 @@ pub(crate) fn place(path: &Path, is_dir: bool) -> Place {
         ["images", "objects"] if is_dir => structure(),
         ["images", _, ..] => object(UsageKind::Image, 2),
         // The record of a layer lies beside it under the same name.
-        ["layers", name, ..] => {
-            Thing::Object(UsageKind::Layer, Path::new("layers").join(stem(name)))
-        }
+        ["layers", name, ..] => Thing::Object(UsageKind::Layer, Path::new("layers").join(stem(name))),
         ["bases", name, ..] => Thing::Object(UsageKind::Base, Path::new("bases").join(stem(name))),
         ["templates", "zero", ..] => object(UsageKind::Base, 2),
         ["templates", _, ..] => object(UsageKind::Template, 2),
@@ -70,14 +71,18 @@ pub(crate) fn place(path: &Path, is_dir: bool) -> Place {
         ["snapshots" | "volumes", _] if is_dir => structure(),
         ["snapshots", owner, name, ..] => Thing::Snapshot(owner.to_owned(), name.to_owned()),
         ["volumes", owner, name, ..] => Thing::Volume(owner.to_owned(), stem(name).to_owned()),
-        ["images" | "layers" | "bases" | "templates" | "kernel" | "sandboxes" | "snapshots" | "volumes"] if is_dir => {
+        ["images" | "layers" | "bases" | "templates" | "kernel" | "sandboxes" | "snapshots" | "volumes"]
+            if is_dir =>
+        {
             structure()
         }
         [first, ..] => Thing::Object(of_daemon(first), PathBuf::from(first)),
     };
     let kind = match (is_dir, &thing) {
         (true, _) => UsageKind::Directory,
-        (false, Thing::Object(kind @ (UsageKind::Staging | UsageKind::Database | UsageKind::Log), _)) => *kind,
+        (false, Thing::Object(kind @ (UsageKind::Staging | UsageKind::Database | UsageKind::Log), _)) => {
+            *kind
+        }
         (false, thing) => of_file(parts.last().copied().unwrap_or_default(), thing),
     };
     Place { thing, kind }
@@ -198,9 +203,10 @@ mod tests {
 
     #[test]
     fn an_image_is_called_what_its_link_says() {
-        assert_eq!(image_of("rootfs-minimal-amd64.ext4"), Some("minimal"));
-        assert_eq!(image_of("rootfs-my-own-arm64.json"), Some("my-own"));
-        assert_eq!(image_of("rootfs-.new"), None);
+        let name = |path| image_name(Path::new(path)).map(str::to_owned);
+        assert_eq!(name("images/rootfs-minimal-amd64.ext4").as_deref(), Some("minimal"));
+        assert_eq!(name("images/rootfs-my-own-arm64").as_deref(), Some("my-own"));
+        assert_eq!(name("images/rootfs-.json"), None);
         assert!(is_image_name(Path::new("images/rootfs-minimal-amd64.ext4")));
         assert!(!is_image_name(Path::new("images/objects/rootfs-a-b.ext4")));
         assert!(!is_image_name(Path::new("images/rootfs-minimal-amd64.json.new")));
