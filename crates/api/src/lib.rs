@@ -8,12 +8,14 @@ mod exec;
 mod host;
 mod request;
 mod sandbox;
+mod snapshot;
 
 pub use error::{ErrorBody, ErrorDetail};
 pub use exec::{ExecEvent, ExecRequest, ExecResponse, ShellControl, TtySize};
 pub use host::{Event, Health, ImageObject, Version};
 pub use request::{CreateRequest, EditRequest, FileSpec, StartRequest, StopRequest, VolumeSpec};
 pub use sandbox::{FileEntry, FileStat, LastTransition, Sandbox, SandboxReply, Session};
+pub use snapshot::{ForkReply, ForkRequest, ResumeRequest, Snapshot, SnapshotReply, SnapshotRequest};
 
 /// Name of the header that carries a file's mode in octal on `GET` and `HEAD` of `/files`.
 pub const FILE_MODE_HEADER: &str = "x-bhatti-mode";

@@ -38,7 +38,8 @@ pub struct CreateRequest {
     pub keep_hot: bool,
     /// Free-form labels.
     pub labels: BTreeMap<String, String>,
-    /// Sandbox or snapshot to start from.
+    /// Sandbox (name or id: a live copy of it is made) or snapshot to start from. Image, sizes of processor and memory,
+    /// environment, files and init command come from there and cannot be given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// Refuse (409) instead of taking a slow path.

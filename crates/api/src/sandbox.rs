@@ -76,7 +76,8 @@ pub struct SandboxReply {
     pub sandbox: Sandbox,
     /// Whether this call changed anything.
     pub changed: bool,
-    /// Milliseconds of each phase of this call, and `total`; empty for a no-op.
+    /// Milliseconds of each phase of this call, and `total`; empty for a no-op. Of a fork also `pause`, a part of
+    /// `capture`: how long the source stood still.
     pub timings_ms: BTreeMap<String, f64>,
     /// What the caller should know, one line each (e.g. that memory was lost and the disk booted).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

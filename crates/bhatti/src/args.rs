@@ -1,10 +1,14 @@
 //! What can be typed: every verb and flag, and nothing of what they do.
 
+mod snapshot;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use types::{ImageName, SandboxName};
+
+pub use snapshot::{Copied, Fork, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotResume, SnapshotWhich};
 
 /// Many Linux microVMs on one host: created in a blink, asleep for the price of what they changed.
 #[derive(Debug, Parser)]
@@ -71,6 +75,11 @@ pub enum Verb {
     Stop(Stop),
     /// Wake sandboxes
     Start(Start),
+    /// Keep sandboxes under names, and make sandboxes of what was kept
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+    /// Make live copies of a sandbox, which goes on. Ctrl-C does not call it off: the daemon finishes them
+    Fork(Fork),
     /// Read, write and list files of a sandbox
     #[command(subcommand)]
     File(File),
@@ -335,8 +344,12 @@ pub struct Create {
     /// Label it
     #[arg(long, value_name = "K=V")]
     pub label: Vec<Pair>,
-    /// Start from a sandbox or snapshot
-    #[arg(long, value_name = "SANDBOX|SNAPSHOT", hide = true)]
+    /// Start from a sandbox (a live copy of it) or a snapshot, which give image, processors, memory, environment and files
+    #[arg(
+        long,
+        value_name = "SANDBOX|SNAPSHOT",
+        conflicts_with_all = ["image", "cpus", "memory", "env", "secret", "file", "volume", "init"]
+    )]
     pub from: Option<String>,
     /// Refuse instead of taking the slow path
     #[arg(long)]

@@ -72,8 +72,6 @@ fn create_takes_every_flag_of_the_contract() {
         "--keep-hot",
         "--label",
         "k=v",
-        "--from",
-        "other",
     ]) else {
         panic!("create")
     };
@@ -85,6 +83,47 @@ fn create_takes_every_flag_of_the_contract() {
     assert_eq!(create.volume, [VolumeArg { name: "v".into(), mount: "/data".into(), read_only: true }]);
     assert_eq!((create.cpus, create.memory, create.disk_size), (2, 1024, Some(4096)));
     assert!(create.keep_hot);
+}
+
+#[test]
+fn snapshots_and_forks_take_every_flag_of_the_contract() {
+    let Verb::Snapshot(Snapshot::Create(create)) =
+        verb(&["snapshot", "create", "sb", "--name", "n", "--disk-only"])
+    else {
+        panic!("snapshot create")
+    };
+    assert!(create.sandbox == "sb" && create.name.as_str() == "n" && create.disk_only);
+    let Verb::Snapshot(Snapshot::Resume(resume)) = verb(&[
+        "snapshot",
+        "resume",
+        "n",
+        "--name",
+        "sb",
+        "--label",
+        "k=v",
+        "--keep-hot",
+        "--disk-size",
+        "4096",
+        "--strict",
+    ]) else {
+        panic!("snapshot resume")
+    };
+    assert_eq!(resume.name.as_ref().map(SandboxName::as_str), Some("sb"));
+    assert_eq!((resume.copy.disk_size, resume.copy.keep_hot, resume.copy.strict), (Some(4096), true, true));
+    let Verb::Snapshot(Snapshot::Delete(delete)) = verb(&["snapshot", "rm", "a", "b", "-y"]) else {
+        panic!("snapshot delete")
+    };
+    assert!(delete.snapshots.len() == 2 && delete.yes);
+    assert!(matches!(verb(&["snapshot", "ls"]), Verb::Snapshot(Snapshot::List)));
+    assert!(matches!(verb(&["snapshot", "inspect", "n"]), Verb::Snapshot(Snapshot::Inspect(_))));
+    let Verb::Fork(fork) = verb(&["fork", "sb", "--name", "n", "--count", "64"]) else { panic!("fork") };
+    assert_eq!((fork.sandbox.as_str(), fork.count), ("sb", 64));
+    let Verb::Fork(fork) = verb(&["fork", "sb"]) else { panic!("fork") };
+    assert!(fork.name.is_none() && fork.count == 1 && fork.copy.disk_size.is_none());
+    let Verb::Create(create) = verb(&["create", "--from", "n", "--name", "sb", "--label", "k=v"]) else {
+        panic!("create")
+    };
+    assert_eq!(create.from.as_deref(), Some("n"));
 }
 
 #[test]
@@ -104,7 +143,7 @@ fn defaults_are_those_of_the_contract() {
 
 #[test]
 fn wrong_usage_is_one_line_with_status_2() {
-    let cases: [(&[&str], &str); 14] = [
+    let cases: [(&[&str], &str); 28] = [
         (&["create", "--cpus", "0"], "'0' for '--cpus"),
         (&["create", "--cpus", "x"], "'x' for '--cpus"),
         (&["create", "--name", "Not_Ok"], "must begin and end with a letter or digit"),
@@ -119,6 +158,20 @@ fn wrong_usage_is_one_line_with_status_2() {
         (&["file", "write", "sb", "/x", "--mode", "rwx"], "octal mode"),
         (&["file", "read", "sb", "/x", "--lines", "0:1"], "FROM:COUNT"),
         (&["nosuchverb"], "unrecognized subcommand"),
+        (&["create", "--from", "n", "--image", "minimal"], "cannot be used with"),
+        (&["create", "--env", "A=b", "--from", "n"], "cannot be used with"),
+        (&["snapshot", "create", "sb"], "--name"),
+        (&["snapshot", "create", "sb", "--name", ".."], "'..' for '--name"),
+        (&["snapshot", "create", "sb", "--name", "a/b"], "'a/b' for '--name"),
+        (&["snapshot", "resume", "../n"], "'../n' for '<N>'"),
+        (&["snapshot", "resume", "n", "--name", "Not_Ok"], "must begin and end with a letter or digit"),
+        (&["snapshot", "resume", "n", "--disk-size", "0"], "'0' for '--disk-size"),
+        (&["snapshot", "delete"], "<N>"),
+        (&["fork", "sb", "--count", "0"], "'0' for '--count"),
+        (&["fork", "sb", "--count=-1"], "'-1' for '--count"),
+        (&["fork", "sb", "--count", "65"], "65 is not in 1..=64"),
+        (&["fork", "sb", "--count", "1000000000"], "is not in 1..=64"),
+        (&["fork", "sb", "--name", "0123456789abcdef"], "looks like an id"),
     ];
     for (words, expected) in cases {
         let failure = parse(words).unwrap_err();
@@ -134,6 +187,7 @@ fn wrong_usage_names_the_verb_whose_help_tells_more() {
     for (words, verb) in [
         (&["--json", "create", "--cpus", "0"][..], "`bhatti create --help`"),
         (&["file", "write", "sb", "/x", "--mode", "9"], "`bhatti file write --help`"),
+        (&["snapshot", "create", "sb"], "`bhatti snapshot create --help`"),
         (&["nosuchverb"], "`bhatti --help`"),
     ] {
         let failure = parse(words).unwrap_err();

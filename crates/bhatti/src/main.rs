@@ -8,6 +8,7 @@ mod client;
 mod failure;
 mod notify;
 mod output;
+mod progress;
 mod reference;
 mod serve;
 mod socket;

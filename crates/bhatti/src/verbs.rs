@@ -6,10 +6,12 @@ mod create;
 mod events;
 mod exec;
 mod file;
+mod fork;
 mod image;
 mod inspect;
 mod lifecycle;
 mod prepare;
+mod snapshot;
 mod version;
 
 use crate::args::{Cli, Verb};
@@ -37,6 +39,8 @@ pub async fn run(cli: Cli) -> Result<u8> {
         Verb::Start(asked) => lifecycle::start(&client()?, json, asked).await,
         Verb::Exec(asked) => exec::exec(&client()?, json, asked).await,
         Verb::Shell(asked) => exec::shell(&client()?, json, asked).await,
+        Verb::Snapshot(asked) => snapshot::snapshot(&client()?, json, asked).await,
+        Verb::Fork(asked) => fork::fork(&client()?, json, asked).await,
         Verb::File(asked) => file::file(&client()?, json, asked).await,
         Verb::Image(asked) => image::image(&client()?, json, asked).await,
         Verb::Events(asked) => events::events(&client()?, json, asked).await,

@@ -80,6 +80,11 @@ fn without_a_daemon_every_verb_says_how_to_start_one() {
         &["shell", "a"],
         &["stop", "a"],
         &["file", "read", "a", "/x"],
+        &["snapshot", "create", "a", "--name", "b"],
+        &["snapshot", "list"],
+        &["snapshot", "resume", "b"],
+        &["snapshot", "delete", "b"],
+        &["fork", "a"],
         &["events"],
     ] {
         let output = bhatti(dir.path()).args(words).args(["--url", url]).output();
@@ -147,6 +152,23 @@ fn a_daemon_serves_on_both_doors_and_ends_on_sigterm() {
     assert!(line.contains("memory of 1 MiB") && line.contains("; use "), "{line}");
     let line = failure(&run(&data, &["create"]), 1);
     assert!(line.contains("bhatti setup"), "{line}");
+    for words in [
+        &["snapshot", "create", "nope", "--name", "n"][..],
+        &["snapshot", "inspect", "nope"],
+        &["snapshot", "resume", "nope"],
+        &["snapshot", "delete", "nope"],
+        &["fork", "nope", "--count", "3"],
+        &["create", "--from", "nope"],
+    ] {
+        let line = failure(&run(&data, words), 1);
+        assert!(line.contains("nope") && line.contains("; `bhatti "), "{words:?}: {line}");
+    }
+    let listed = run(&data, &["snapshot", "list", "--json"]);
+    assert_eq!(String::from_utf8_lossy(&listed.stdout).trim(), "[]", "{listed:?}");
+    let several = run(&data, &["snapshot", "delete", "nope", "neither", "--json"]);
+    assert_eq!(several.status.code(), Some(1));
+    let told: Value = serde_json::from_slice(&several.stdout).unwrap();
+    assert_eq!(told.as_array().unwrap().len(), 2, "{told}");
     let several = run(&data, &["stop", "nope", "neither"]);
     assert_eq!(several.status.code(), Some(1));
     assert_eq!(String::from_utf8_lossy(&several.stderr).lines().count(), 2);
@@ -201,7 +223,10 @@ fn help_version_and_completion_need_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let help = run(dir.path(), &["--help"]);
     assert_eq!(help.status.code(), Some(0));
-    for verb in ["setup", "doctor", "serve", "create", "exec", "shell", "stop", "start", "file", "image"] {
+    for verb in [
+        "setup", "doctor", "serve", "create", "exec", "shell", "stop", "start", "file", "image", "snapshot",
+        "fork",
+    ] {
         assert!(String::from_utf8_lossy(&help.stdout).contains(&format!("\n  {verb}")), "{verb}");
     }
     let version = run(dir.path(), &["version", "--json", "--url", "http://127.0.0.1:1"]);

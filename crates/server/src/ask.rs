@@ -35,11 +35,10 @@ pub(crate) fn create(
         init,
         keep_hot,
         labels,
-        from,
+        from: _,
         strict,
     } = request;
-    let later =
-        [("secrets", !secrets.is_empty()), ("volumes", !volumes.is_empty()), ("from", from.is_some())];
+    let later = [("secrets", !secrets.is_empty()), ("volumes", !volumes.is_empty())];
     if let Some((field, _)) = later.into_iter().find(|(_, given)| *given) {
         return Err(Refusal::not_supported(field));
     }
@@ -57,6 +56,90 @@ pub(crate) fn create(
         keep_hot,
         strict,
     })
+}
+
+/// Refuses, of a create with `from`, what only a fresh sandbox can be given.
+pub(crate) fn only_what_a_copy_takes(request: &api::CreateRequest) -> Result<(), Refusal> {
+    let fresh = api::CreateRequest::default();
+    let given = [
+        ("image", request.image != fresh.image),
+        ("cpus", request.cpus != fresh.cpus),
+        ("memory_mb", request.memory_mb != fresh.memory_mb),
+        ("env", !request.env.is_empty()),
+        ("secrets", !request.secrets.is_empty()),
+        ("files", !request.files.is_empty()),
+        ("volumes", !request.volumes.is_empty()),
+        ("init", request.init.is_some()),
+    ];
+    match given.into_iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((field, _)) => Err(Refusal::bad_request(format!(
+            "`{field}` cannot be given together with `from`, where it comes from"
+        ))
+        .hint(format!("leave `{field}` out, or create a sandbox without `from`"))),
+    }
+}
+
+/// What may be said of a copy, whatever it is a copy of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Copy {
+    pub(crate) labels: Labels,
+    pub(crate) keep_hot: bool,
+    pub(crate) disk_size: Option<Mebibytes>,
+    pub(crate) strict: bool,
+}
+
+impl Copy {
+    /// Checked, as far as that is possible without knowing of what.
+    pub(crate) fn new(
+        labels: Labels,
+        keep_hot: bool,
+        disk_size_mb: Option<u64>,
+        strict: bool,
+    ) -> Result<Self, Refusal> {
+        let disk_size = disk_size_mb.map(Mebibytes);
+        SandboxSpec::check_disk_size(disk_size)?;
+        SandboxSpec::check_labels(&labels)?;
+        Ok(Self { labels, keep_hot, disk_size, strict })
+    }
+
+    pub(crate) fn resume(self, name: SandboxName) -> sandbox::Resume {
+        let Self { labels, keep_hot, disk_size, strict } = self;
+        sandbox::Resume { name, labels, keep_hot, disk_size, strict }
+    }
+
+    pub(crate) fn fork(self, names: Vec<SandboxName>) -> sandbox::Fork {
+        let Self { labels, keep_hot, disk_size, strict } = self;
+        sandbox::Fork { names, labels, keep_hot, disk_size, strict }
+    }
+}
+
+/// The most copies that one request makes.
+pub(crate) const MAX_COPIES: u32 = 64;
+
+/// Checks how many copies are wanted.
+pub(crate) fn copies(count: u32) -> Result<u32, Refusal> {
+    if (1..=MAX_COPIES).contains(&count) {
+        return Ok(count);
+    }
+    Err(Refusal::bad_request(format!("a count of {count} is not possible"))
+        .hint(format!("use 1 to {MAX_COPIES}, and fork again for more")))
+}
+
+/// The names of so many copies: the name itself for one, numbered from 1 for several.
+pub(crate) fn copy_names(base: &str, count: u32) -> Result<Vec<SandboxName>, Refusal> {
+    if count == 1 {
+        return Ok(vec![base.parse()?]);
+    }
+    // The base must be a name by itself: "x-" would give names that are.
+    let _: SandboxName = base.parse()?;
+    Ok((1..=count).map(|number| format!("{base}-{number}").parse()).collect::<Result<_, _>>()?)
+}
+
+/// What a snapshot is to be.
+pub(crate) fn snapshot(request: api::SnapshotRequest) -> Result<sandbox::SnapshotWish, Refusal> {
+    let api::SnapshotRequest { name, disk_only } = request;
+    Ok(sandbox::SnapshotWish { name: name.parse()?, disk_only })
 }
 
 fn guest_file(file: api::FileSpec) -> Result<GuestFile, Refusal> {
@@ -198,7 +281,6 @@ mod tests {
         let name: SandboxName = "a".parse().unwrap();
         let cases = [
             ("secrets", api::CreateRequest { secrets: vec!["s".into()], ..Default::default() }),
-            ("from", api::CreateRequest { from: Some("b".into()), ..Default::default() }),
             (
                 "volumes",
                 api::CreateRequest {
@@ -212,6 +294,68 @@ mod tests {
             assert_eq!(refusal.detail().code, "not_supported");
             assert!(refusal.detail().message.contains(field));
         }
+    }
+
+    #[test]
+    fn what_comes_from_the_source_cannot_be_given_beside_it() {
+        let from = || api::CreateRequest { from: Some("b".into()), ..Default::default() };
+        let file = api::FileSpec { path: "/a".into(), content_base64: String::new(), mode: None };
+        let volume = api::VolumeSpec { name: "v".into(), mount: "/v".into(), read_only: false };
+        let some = || BTreeMap::from([("A".to_owned(), "b".to_owned())]);
+        for (field, request) in [
+            ("image", api::CreateRequest { image: "other".into(), ..from() }),
+            ("cpus", api::CreateRequest { cpus: 2, ..from() }),
+            ("memory_mb", api::CreateRequest { memory_mb: 1024, ..from() }),
+            ("env", api::CreateRequest { env: some(), ..from() }),
+            ("secrets", api::CreateRequest { secrets: vec!["s".into()], ..from() }),
+            ("files", api::CreateRequest { files: vec![file], ..from() }),
+            ("volumes", api::CreateRequest { volumes: vec![volume], ..from() }),
+            ("init", api::CreateRequest { init: Some("true".into()), ..from() }),
+        ] {
+            let refusal = only_what_a_copy_takes(&request).unwrap_err().detail();
+            assert!(
+                refusal.code == "bad_request" && refusal.message.contains(&format!("`{field}`")),
+                "{field}"
+            );
+            assert!(refusal.hint.contains("leave"), "{field}");
+        }
+        let allowed = api::CreateRequest {
+            name: Some("a".into()),
+            labels: some(),
+            keep_hot: true,
+            disk_size_mb: Some(4096),
+            strict: true,
+            ..from()
+        };
+        assert!(only_what_a_copy_takes(&allowed).is_ok());
+    }
+
+    #[test]
+    fn copies_are_counted_and_named() {
+        for count in [0, 65, 1_000_000_000, u32::MAX] {
+            assert!(copies(count).unwrap_err().detail().hint.contains("1 to 64"), "{count}");
+        }
+        assert!(copies(1).is_ok() && copies(64).is_ok());
+        let names = |base: &str, count| {
+            copy_names(base, count).map(|names| names.into_iter().map(String::from).collect::<Vec<_>>())
+        };
+        assert_eq!(names("a", 1).unwrap(), ["a"]);
+        assert_eq!(names("a", 3).unwrap(), ["a-1", "a-2", "a-3"]);
+        let long = "x".repeat(62);
+        assert!(names(&long, 1).is_ok());
+        for (base, count) in [(long.as_str(), 2), ("", 1), ("", 2), ("a-", 2), ("..", 1), ("a/b", 3)] {
+            assert_eq!(names(base, count).unwrap_err().detail().code, "bad_request", "{base}");
+        }
+    }
+
+    #[test]
+    fn labels_and_sizes_of_copies_are_checked_before_anything_is_made() {
+        let label = |key: &str| BTreeMap::from([(key.to_owned(), String::new())]);
+        assert!(Copy::new(label(""), false, None, false).is_err());
+        assert!(Copy::new(label("a=b"), false, None, false).is_err());
+        assert!(Copy::new(label("a"), false, Some(0), false).is_err());
+        assert!(Copy::new(label("a"), false, Some(u64::MAX), false).is_err());
+        assert!(Copy::new(label("a"), true, Some(4096), true).is_ok());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use crate::{events, exec, files, host, sandboxes, shell};
+use crate::{events, exec, files, host, sandboxes, shell, snapshots};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -15,7 +15,8 @@ use crate::{events, exec, files, host, sandboxes, shell};
     paths(
         host::health, host::version, host::images, events::events,
         sandboxes::list, sandboxes::create, sandboxes::inspect, sandboxes::edit, sandboxes::destroy,
-        sandboxes::stop, sandboxes::start, sandboxes::sessions,
+        sandboxes::stop, sandboxes::start, sandboxes::sessions, snapshots::fork,
+        snapshots::create, snapshots::list, snapshots::inspect, snapshots::delete, snapshots::resume,
         exec::exec, shell::live_exec, shell::shell,
         files::read, files::head, files::write,
     ),

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::{AdminKey, TcpRules, tcp_door, unix_door};
-use crate::{events, exec, files, host, sandboxes, shell};
+use crate::{events, exec, files, host, sandboxes, shell, snapshots};
 
 /// What every route has at hand.
 #[derive(Clone)]
@@ -80,6 +80,11 @@ pub(crate) fn with_drain(host: Host, door: Door, drain: Drain) -> Router {
         .route("/sandboxes/{id}", get(sandboxes::inspect).patch(sandboxes::edit).delete(sandboxes::destroy))
         .route("/sandboxes/{id}/stop", post(sandboxes::stop))
         .route("/sandboxes/{id}/start", post(sandboxes::start))
+        .route("/sandboxes/{id}/fork", post(snapshots::fork))
+        .route("/sandboxes/{id}/snapshots", post(snapshots::create))
+        .route("/snapshots", get(snapshots::list))
+        .route("/snapshots/{name}", get(snapshots::inspect).delete(snapshots::delete))
+        .route("/snapshots/{name}/resume", post(snapshots::resume))
         .route("/sandboxes/{id}/exec", post(exec::exec).get(shell::live_exec))
         .route("/sandboxes/{id}/shell", get(shell::shell))
         .route("/sandboxes/{id}/sessions", get(sandboxes::sessions))

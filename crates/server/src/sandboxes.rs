@@ -11,10 +11,10 @@ use crate::auth::Caller;
 use crate::extract::{Json, Params};
 use crate::refusal::Refusal;
 use crate::router::App;
-use crate::tell;
+use crate::{snapshots, tell};
 
 /// How often another name is made up when somebody was faster in taking it.
-const NAME_ATTEMPTS: usize = 8;
+pub(crate) const NAME_ATTEMPTS: usize = 8;
 
 /// Lists sandboxes.
 #[utoipa::path(
@@ -32,14 +32,15 @@ pub(crate) async fn list(
     Ok(JsonReply(app.host.list(&owner, &labels).into_iter().map(tell::sandbox).collect()))
 }
 
-/// Creates a sandbox. One that exists under this name with the same shape is returned unchanged (200).
+/// Creates a sandbox, fresh or `from` another or a snapshot. One that exists under this name with the same shape is
+/// returned unchanged (200).
 #[utoipa::path(
     post, path = "/sandboxes", tag = "sandboxes",
     request_body = api::CreateRequest,
     responses(
         (status = 201, description = "Created", body = api::SandboxReply),
         (status = 200, description = "It was there already", body = api::SandboxReply),
-        (status = 400, body = api::ErrorBody), (status = 404, description = "No such image", body = api::ErrorBody),
+        (status = 400, body = api::ErrorBody), (status = 404, description = "No such image; nothing to start from", body = api::ErrorBody),
         (status = 409, description = "The name is taken by another shape; or `strict` and only the slow path is left", body = api::ErrorBody),
         (status = 503, description = "Busy, or not set up", body = api::ErrorBody), (status = 507, body = api::ErrorBody),
     )
@@ -49,6 +50,9 @@ pub(crate) async fn create(
     Caller(owner): Caller,
     Json(request): Json<api::CreateRequest>,
 ) -> Result<(StatusCode, JsonReply<api::SandboxReply>), Refusal> {
+    if let Some(from) = request.from.clone() {
+        return snapshots::create_from(&app, &owner, request, &from).await;
+    }
     let report = match &request.name {
         Some(name) => {
             let name = name.parse()?;
@@ -82,7 +86,12 @@ async fn create_with_free_name(
             return Ok(report);
         }
     }
-    Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "no free name was found").hint("give a `name`"))
+    Err(no_free_name())
+}
+
+/// Somebody else was faster in taking each name that was made up.
+pub(crate) fn no_free_name() -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "no free name was found").hint("give a `name`")
 }
 
 /// One sandbox.

@@ -46,12 +46,43 @@ fn transition(transition: sandbox::Transition) -> api::LastTransition {
 }
 
 pub(crate) fn report(report: sandbox::Report) -> api::SandboxReply {
+    let mut timings_ms = if report.changed { timings(&report.timings) } else { BTreeMap::new() };
+    if let Some(pause) = report.pause {
+        timings_ms.insert("pause".to_owned(), milliseconds(pause));
+    }
     api::SandboxReply {
-        timings_ms: if report.changed { timings(&report.timings) } else { BTreeMap::new() },
+        timings_ms,
         sandbox: sandbox(report.view),
         changed: report.changed,
         warnings: report.warnings,
     }
+}
+
+pub(crate) fn snapshot(view: sandbox::SnapshotView) -> api::Snapshot {
+    api::Snapshot {
+        name: view.name.into(),
+        owner: view.owner.into(),
+        source_id: view.source_id.into(),
+        source_name: view.source_name.into(),
+        created_at: view.created_at.to_string(),
+        disk_only: view.disk_only,
+        image: view.image.into(),
+        cpus: view.cpus,
+        memory_mb: view.memory.0,
+        disk_size_mb: view.disk_size.0,
+        labels: view.labels,
+        accel: view.accel.to_string(),
+        pause_ms: milliseconds(view.pause),
+        private_bytes: view.private.0,
+        stored_bytes: view.stored.0,
+    }
+}
+
+pub(crate) fn snapshot_report(report: sandbox::SnapshotReport) -> api::SnapshotReply {
+    let mut timings_ms = timings(&report.timings);
+    // Also where nothing stood still, so that who reads it need not know which phases there were.
+    timings_ms.entry("pause".to_owned()).or_insert_with(|| milliseconds(report.view.pause));
+    api::SnapshotReply { snapshot: snapshot(report.view), timings_ms, warnings: report.warnings }
 }
 
 fn timings(timings: &sandbox::Timings) -> BTreeMap<String, f64> {

@@ -126,13 +126,125 @@ async fn a_body_that_makes_no_sense_is_told_what_is_wrong_with_it() {
         let message = refused(&router, post(body), 400, "bad_request").await;
         assert!(message.contains(expected), "{body}: {message}");
     }
-    for (field, body) in [
-        ("secrets", r#"{"secrets":["a"]}"#),
-        ("volumes", r#"{"volumes":[{"name":"a","mount":"/a"}]}"#),
-        ("from", r#"{"from":"a"}"#),
-    ] {
+    for (field, body) in
+        [("secrets", r#"{"secrets":["a"]}"#), ("volumes", r#"{"volumes":[{"name":"a","mount":"/a"}]}"#)]
+    {
         let message = refused(&router, post(body), 400, "not_supported").await;
         assert!(message.contains(field), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_that_makes_no_sense_is_told_what_is_wrong_with_it() {
+    let (_dir, router) = unix().await;
+    for (path, body, expected) in [
+        ("/sandboxes/nope/snapshots", "", "missing field `name`"),
+        ("/sandboxes/nope/snapshots", "{}", "missing field `name`"),
+        ("/sandboxes/nope/snapshots", "null", "request body"),
+        ("/sandboxes/nope/snapshots", r#"["a"]"#, "is a list"),
+        ("/sandboxes/nope/snapshots", r#"{"name":null}"#, "invalid type"),
+        ("/sandboxes/nope/snapshots", r#"{"name":1}"#, "invalid type"),
+        ("/sandboxes/nope/snapshots", r#"{"name":""}"#, "must not be empty"),
+        ("/sandboxes/nope/snapshots", r#"{"name":".."}"#, "snapshot name \"..\""),
+        ("/sandboxes/nope/snapshots", r#"{"name":"a/b"}"#, "snapshot name \"a/b\""),
+        ("/sandboxes/nope/snapshots", r#"{"name":"../../etc"}"#, "snapshot name"),
+        ("/sandboxes/nope/snapshots", r#"{"name":"A"}"#, "snapshot name \"A\""),
+        ("/sandboxes/nope/snapshots", r#"{"name":"a","disk-only":true}"#, "unknown field `disk-only`"),
+        ("/sandboxes/nope/snapshots", r#"{"name":"a","disk_only":"yes"}"#, "invalid type"),
+        ("/sandboxes/nope/fork", "{", "EOF"),
+        ("/sandboxes/nope/fork", r#"{"count":0}"#, "a count of 0"),
+        ("/sandboxes/nope/fork", r#"{"count":-1}"#, "`-1`"),
+        ("/sandboxes/nope/fork", r#"{"count":65}"#, "a count of 65"),
+        ("/sandboxes/nope/fork", r#"{"count":1000000000}"#, "a count of 1000000000"),
+        ("/sandboxes/nope/fork", r#"{"count":1000000000000}"#, "1000000000000"),
+        ("/sandboxes/nope/fork", r#"{"count":1.5}"#, "1.5"),
+        ("/sandboxes/nope/fork", r#"{"count":"2"}"#, "invalid type"),
+        ("/sandboxes/nope/fork", r#"{"name":"a/b"}"#, "sandbox name \"a/b\""),
+        ("/sandboxes/nope/fork", r#"{"name":"..","count":2}"#, "sandbox name \"..\""),
+        ("/sandboxes/nope/fork", r#"{"name":"a-","count":2}"#, "sandbox name \"a-\""),
+        ("/sandboxes/nope/fork", r#"{"names":["a"]}"#, "unknown field `names`"),
+        ("/sandboxes/nope/fork", r#"{"disk_size_mb":0}"#, "disk size of 0"),
+        ("/sandboxes/nope/fork", r#"{"labels":{"a=b":""}}"#, "label \"a=b\""),
+        ("/snapshots/nope/resume", r#"{"name":"Not_Ok"}"#, "sandbox name"),
+        ("/snapshots/nope/resume", r#"{"name":"0123456789abcdef"}"#, "looks like an id"),
+        ("/snapshots/nope/resume", r#"{"disk_size_mb":-1}"#, "`-1`"),
+        ("/snapshots/nope/resume", r#"{"labels":{"":""}}"#, "label"),
+        ("/snapshots/nope/resume", r#"{"image":"minimal"}"#, "unknown field `image`"),
+        ("/snapshots/%2e%2e/resume", "", "snapshot name \"..\""),
+        ("/snapshots/a%2Fb/resume", "", "snapshot name \"a/b\""),
+    ] {
+        let message = refused(&router, request(Method::POST, path, body), 400, "bad_request").await;
+        assert!(message.contains(expected), "{path} {body}: {message}");
+    }
+    for (method, path) in [
+        (Method::GET, "/snapshots/%2e%2e"),
+        (Method::DELETE, "/snapshots/%2e%2e%2Fsandboxes"),
+        (Method::DELETE, "/snapshots/UPPER"),
+    ] {
+        let message = refused(&router, request(method, path, ""), 400, "bad_request").await;
+        assert!(message.contains("snapshot name"), "{path}: {message}");
+    }
+}
+
+#[tokio::test]
+async fn a_create_from_something_takes_only_what_a_copy_has_of_its_own() {
+    let (_dir, router) = unix().await;
+    let post = |body: &str| request(Method::POST, "/sandboxes", body.to_owned());
+    for (field, given) in [
+        ("image", r#""image":"other""#),
+        ("cpus", r#""cpus":2"#),
+        ("memory_mb", r#""memory_mb":1024"#),
+        ("env", r#""env":{"A":"b"}"#),
+        ("secrets", r#""secrets":["a"]"#),
+        ("files", r#""files":[{"path":"/a","content_base64":""}]"#),
+        ("volumes", r#""volumes":[{"name":"a","mount":"/a"}]"#),
+        ("init", r#""init":"true""#),
+    ] {
+        let body = format!(r#"{{"from":"nope",{given}}}"#);
+        let message = refused(&router, post(&body), 400, "bad_request").await;
+        assert!(message.contains(&format!("`{field}`")) && message.contains("`from`"), "{message}");
+    }
+    for (body, expected) in [
+        (r#"{"from":"nope","name":"../x"}"#, "sandbox name"),
+        (r#"{"from":"nope","disk_size_mb":0}"#, "disk size"),
+        (r#"{"from":"nope","labels":{"a,b":""}}"#, "label"),
+        (r#"{"from":1}"#, "invalid type"),
+    ] {
+        let message = refused(&router, post(body), 400, "bad_request").await;
+        assert!(message.contains(expected), "{body}: {message}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_made_of_nothing_is_not_found_by_its_name() {
+    let (_dir, router) = unix().await;
+    let none = answer(&router, request(Method::GET, "/snapshots", "")).await;
+    assert_eq!(json(none).await, serde_json::json!([]));
+    for (method, path, body) in [
+        (Method::GET, "/snapshots/nope", ""),
+        (Method::DELETE, "/snapshots/nope", ""),
+        (Method::POST, "/snapshots/nope/resume", ""),
+        (Method::POST, "/snapshots/nope/resume", r#"{"name":"a","labels":{"k":"v"},"disk_size_mb":4096}"#),
+        (Method::POST, "/sandboxes/nope/snapshots", r#"{"name":"a"}"#),
+        (Method::POST, "/sandboxes/nope/fork", ""),
+        (Method::POST, "/sandboxes/nope/fork", r#"{"name":"a","count":64}"#),
+        (Method::POST, "/sandboxes", r#"{"from":"nope"}"#),
+        // Whatever it looks like, it is only the name of nothing.
+        (Method::POST, "/sandboxes", r#"{"from":"../nope"}"#),
+        (Method::POST, "/sandboxes", r#"{"from":""}"#),
+    ] {
+        let message = refused(&router, request(method, path, body), 404, "not_found").await;
+        assert!(message.contains("nope") || body.contains(r#""""#), "{path} {body}: {message}");
+    }
+    for (method, path) in [
+        (Method::PUT, "/snapshots"),
+        (Method::POST, "/snapshots"),
+        (Method::POST, "/snapshots/a"),
+        (Method::GET, "/snapshots/a/resume"),
+        (Method::GET, "/sandboxes/a/fork"),
+        (Method::GET, "/sandboxes/a/snapshots"),
+    ] {
+        refused(&router, request(method, path, ""), 405, "method_not_allowed").await;
     }
 }
 

@@ -9,11 +9,15 @@ use hyper::Method;
 use crate::args::{self, FileArg, Pair};
 use crate::client::Client;
 use crate::failure::{Failure, Result};
+use crate::progress::Waiting;
 use crate::{output, table};
 
 pub async fn create(client: &Client, json: bool, asked: args::Create) -> Result<u8> {
     let request = request(asked)?;
-    let reply: api::SandboxReply = client.ask(Method::POST, "/sandboxes", Some(&request)).await?;
+    let waiting = request.from.as_ref().map(|from| Waiting::begin(format!("a sandbox from {from}")));
+    let made = client.ask::<api::SandboxReply>(Method::POST, "/sandboxes", Some(&request)).await;
+    drop(waiting);
+    let reply = made?;
     if json {
         output::document(&reply);
     } else {
@@ -62,7 +66,8 @@ fn file(asked: FileArg) -> Result<api::FileSpec> {
     Ok(api::FileSpec { path: guest, content_base64: BASE64.encode(content), mode: Some(mode) })
 }
 
-fn sentence(reply: &api::SandboxReply) -> String {
+/// What became of a sandbox that was to be made.
+pub fn sentence(reply: &api::SandboxReply) -> String {
     let api::Sandbox { name, id, boot, clone, accel, status, thermal, .. } = &reply.sandbox;
     if !reply.changed {
         return format!("{name} ({id}) was there already: {status}, {thermal}");
@@ -71,7 +76,8 @@ fn sentence(reply: &api::SandboxReply) -> String {
         "template" => format!("cloned from a template by {clone}"),
         "cold_boot" => format!("booted from a disk made by {clone}"),
         "standby" => "taken from the machines that stood by".to_owned(),
-        "fork" => format!("forked by {clone}"),
+        "resume" => format!("goes on where the snapshot was made, disk by {clone}"),
+        "fork" => format!("goes on where its source is, disk by {clone}"),
         other => other.to_owned(),
     };
     let total = reply.timings_ms.get("total").map(|ms| format!(" in {}", table::milliseconds(*ms)));

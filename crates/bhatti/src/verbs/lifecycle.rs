@@ -11,8 +11,8 @@ use crate::client::{Client, sandbox_path};
 use crate::failure::{FAILED, Failure, Result};
 use crate::{output, table, terminal};
 
-/// What came of each sandbox: a single one is shown and fails by itself, of several each is told.
-struct Several {
+/// What came of each thing: a single one is shown and fails by itself, of several each is told.
+pub struct Several {
     json: bool,
     alone: bool,
     documents: Vec<Value>,
@@ -20,11 +20,11 @@ struct Several {
 }
 
 impl Several {
-    fn new(json: bool, sandboxes: &[String]) -> Self {
-        Self { json, alone: sandboxes.len() == 1, documents: Vec::new(), failed: false }
+    pub fn new(json: bool, names: &[String]) -> Self {
+        Self { json, alone: names.len() == 1, documents: Vec::new(), failed: false }
     }
 
-    fn done(&mut self, document: Value, sentence: impl std::fmt::Display) {
+    pub fn done(&mut self, document: Value, sentence: impl std::fmt::Display) {
         if self.json {
             self.documents.push(document);
         } else {
@@ -33,7 +33,7 @@ impl Several {
     }
 
     /// Fails at once when there is only one; otherwise tells and goes on.
-    fn failed(&mut self, failure: Failure) -> Result<()> {
+    pub fn failed(&mut self, failure: Failure) -> Result<()> {
         if self.alone {
             return Err(failure);
         }
@@ -43,7 +43,7 @@ impl Several {
         Ok(())
     }
 
-    fn finish(mut self) -> u8 {
+    pub fn finish(mut self) -> u8 {
         if self.json {
             if self.alone && self.documents.len() == 1 {
                 output::document(&self.documents.remove(0));
@@ -125,7 +125,8 @@ fn started(reply: &api::SandboxReply) -> String {
 
 pub async fn destroy(client: &Client, json: bool, asked: args::Destroy) -> Result<u8> {
     let args::Destroy { sandboxes, yes } = asked;
-    if !yes && terminal::can_ask() && !confirmed(&sandboxes)? {
+    let question = format!("destroy {} with everything in it?", sandboxes.join(", "));
+    if !yes && terminal::can_ask() && !confirmed(&question)? {
         return Err(Failure::new("declined", "nothing was destroyed"));
     }
     let mut several = Several::new(json, &sandboxes);
@@ -140,8 +141,9 @@ pub async fn destroy(client: &Client, json: bool, asked: args::Destroy) -> Resul
     Ok(several.finish())
 }
 
-fn confirmed(sandboxes: &[String]) -> Result<bool> {
-    eprint!("destroy {} with everything in it? [y/N] ", sandboxes.join(", "));
+/// Asks a person.
+pub fn confirmed(question: &str) -> Result<bool> {
+    eprint!("{question} [y/N] ");
     let _unseen = std::io::stderr().flush();
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).map_err(|error| Failure::io("the answer", &error))?;
