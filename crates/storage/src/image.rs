@@ -118,6 +118,30 @@ impl Images<'_> {
         self.store.layout().object(id)
     }
 
+    /// Writes the image's object anew if it lies on the disk in a way that makes clones dear (it may have been copied
+    /// here with the whole data directory). Tells whether it did. Machines that have the old file open keep it.
+    ///
+    /// # Errors
+    /// `Corrupt` when its content is not what its name says, `NoSpace`, or what the system says.
+    pub fn settle(&self, record: &ImageRecord) -> Result<bool> {
+        let layout = self.store.layout();
+        let object = layout.object(&record.id);
+        let file = File::open(&object).map_err(|error| Error::io("open", &object, error))?;
+        let path = layout.objects().join(layout::staging_name());
+        let Some(staged) = settle::settled(&file, &object, &path)? else { return Ok(false) };
+        if sparse::content_id(staged.file(), &path)? != record.id {
+            return Err(Error::new(ErrorKind::Corrupt, "use image", object)
+                .because(format!("the content of image {:?} is not what it was", record.name.as_str()))
+                .hint_to("build or pull the image again"));
+        }
+        durable::set_mode(staged.file(), &path, 0o444)?;
+        staged.commit(&object)?;
+        let relative = Path::new("objects").join(object.file_name().unwrap_or_default());
+        durable::link(&object, &relative, &layout.image_link(&record.name, record.arch))?;
+        durable::sync_parent(&layout.image_link(&record.name, record.arch))?;
+        Ok(true)
+    }
+
     /// An empty staging file for a new image.
     ///
     /// # Errors
