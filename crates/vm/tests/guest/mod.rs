@@ -9,8 +9,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, ReadHalf, WriteHalf};
+use tokio::net::UnixStream;
 use types::{Accel, Arch, Mebibytes, RamOffset, RamRun};
-use vm::{DiskFile, GuestRam, Machine, MachineSpec, Qemu, RootDisk};
+use vm::{DiskFile, DiskFormat, GuestRam, Machine, MachineSpec, Qemu, RootDisk};
 
 pub const MEMORY: Mebibytes = Mebibytes(256);
 const LIMIT: Duration = Duration::from_secs(90);
@@ -40,6 +42,7 @@ pub struct Home {
     pub dir: PathBuf,
     pub cpus: u32,
     pub words: Vec<String>,
+    pub root: RootDisk,
     _all: tempfile::TempDir,
 }
 
@@ -74,14 +77,28 @@ impl Home {
             std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o444);
             fs::set_permissions(dir.join(name), mode).unwrap();
         }
-        let made = std::process::Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2", "-u", "-b", "../image", "-F", "raw", "root.qcow2", "64M"])
-            .current_dir(&dir)
-            .status()
-            .unwrap();
-        assert!(made.success());
         File::create(dir.join("lock")).unwrap();
-        Self { dir, cpus: 1, words: Vec::new(), _all: all }
+        let root = RootDisk { top: DiskFile::qcow2("root.qcow2"), below: vec![DiskFile::raw("../image")] };
+        let home = Self { dir, cpus: 1, words: Vec::new(), root, _all: all };
+        home.overlay("root.qcow2", &home.root.below[0], "64M");
+        home
+    }
+
+    /// Makes an empty qcow2 file over another one.
+    pub fn overlay(&self, name: &str, below: &DiskFile, size: &str) {
+        let format = match below.format {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        };
+        let below = below.path.to_str().unwrap();
+        self.qemu_img(&["create", "-q", "-f", "qcow2", "-u", "-b", below, "-F", format, name, size]);
+    }
+
+    /// Runs `qemu-img` in the machine's directory; what it printed.
+    pub fn qemu_img(&self, args: &[&str]) -> String {
+        let ran = std::process::Command::new("qemu-img").args(args).current_dir(&self.dir).output().unwrap();
+        assert!(ran.status.success(), "{args:?}: {}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).unwrap()
     }
 
     pub fn spec(&self, qemu: &Qemu, incoming: bool) -> MachineSpec {
@@ -97,7 +114,7 @@ impl Home {
             extra_cmdline: self.words.clone(),
             ram_base: "../zero.ram".into(),
             ram_base_writable: !qemu.opens_base_read_only(),
-            root: Some(RootDisk { top: DiskFile::qcow2("root.qcow2"), below: vec![DiskFile::raw("../image")] }),
+            root: Some(self.root.clone()),
             config: Some("config".into()),
             tsc_khz: vm::host_tsc_khz(),
             incoming,
@@ -150,6 +167,36 @@ pub async fn count_above(machine: &Machine, above: u64) -> (u64, String, u64) {
     }
 }
 
+/// Commands run by the guest's init, one after the other.
+pub struct Shell {
+    lines: tokio::io::Lines<BufReader<ReadHalf<UnixStream>>>,
+    write: WriteHalf<UnixStream>,
+    last: u32,
+}
+
+#[allow(dead_code, reason = "each test binary uses its own part")]
+impl Shell {
+    pub async fn of(machine: &Machine) -> Self {
+        let (read, write) = tokio::io::split(machine.open_channel().await.unwrap());
+        Self { lines: BufReader::new(read).lines(), write, last: 0 }
+    }
+
+    /// What a command printed, its lines joined by spaces.
+    pub async fn run(&mut self, command: &str) -> String {
+        self.last += 1;
+        self.write.write_all(format!("run {} {command}\n", self.last).as_bytes()).await.unwrap();
+        let begin = format!("ran {} ", self.last);
+        loop {
+            let line = tokio::time::timeout(LIMIT, self.lines.next_line()).await.unwrap().unwrap().unwrap();
+            if let Some(said) = line.strip_prefix(&begin) {
+                let (status, said) = said.split_once(' ').unwrap_or((said, ""));
+                assert_eq!(status, "0", "{command}: {said}");
+                return said.to_owned();
+            }
+        }
+    }
+}
+
 /// A guest's memory, out of its VMM.
 pub struct Saved {
     pub runs: Vec<RamRun>,
@@ -164,6 +211,7 @@ pub fn copy_out(ram: &GuestRam) -> Saved {
     Saved { runs, pages }
 }
 
+#[allow(dead_code, reason = "each test binary uses its own part")]
 /// Pauses, saves everything, kills.
 pub async fn put_to_sleep(machine: Machine) -> Saved {
     let t0 = Instant::now();
