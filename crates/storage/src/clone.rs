@@ -86,6 +86,12 @@ pub fn clone_file_with(from: &Path, to: &Path, options: &CloneOptions<'_>) -> Re
     clone_from(Way::Reflink, from, to, options)
 }
 
+/// Copies the data of `source` into the empty file `target`, named `to`, which need not be on the same filesystem.
+/// Holes stay holes; a failure leaves what was copied.
+pub(crate) fn copy_into(source: &File, target: &File, to: &Path, options: &CloneOptions<'_>) -> Result<Bytes> {
+    clone_open(Way::CopyRange, source, target, to, options).map(|report| report.bytes_copied)
+}
+
 fn clone_from(way: Way, from: &Path, to: &Path, options: &CloneOptions<'_>) -> Result<CloneReport> {
     let source = File::open(from).map_err(|error| Error::io("open", from, error))?;
     let target = OpenOptions::new()

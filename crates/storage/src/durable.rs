@@ -189,6 +189,20 @@ fn rename_new(from: &Path, target: &Path) -> Result<()> {
     .map_err(|error| Error::io("rename to", target, error))
 }
 
+/// Renames, in one step even where both are directories, so that `one` is always there; lasting when it returns.
+pub(crate) fn exchange(one: &Path, other: &Path) -> Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
+        .map_err(|error| Error::io("exchange", one, error))?;
+    sync_parent(one)
+}
+
+/// Renames without replacing; lasting when it returns.
+pub(crate) fn rename_lasting(from: &Path, target: &Path) -> Result<()> {
+    rename_new(from, target)?;
+    sync_parent(target)
+}
+
 /// Makes `name` a second name of `object`, in place of what it named; a symbolic link where the filesystem has no
 /// hard ones. The caller syncs the directory.
 pub(crate) fn link(object: &Path, relative: &Path, name: &Path) -> Result<()> {
@@ -274,6 +288,11 @@ fn sync_all(files: &[&File], path: &Path) -> Result<()> {
             result.and(joined)
         })
     })
+}
+
+/// Writes out all that the filesystem under `dir` has not written yet.
+pub(crate) fn sync_filesystem(dir: &Path) -> Result<()> {
+    rustix::fs::syncfs(open_dir(dir)?).map_err(|error| Error::io("sync the filesystem of", dir, error))
 }
 
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {

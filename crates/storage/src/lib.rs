@@ -10,6 +10,7 @@ mod image;
 mod kernel;
 mod layer;
 pub mod layout;
+mod layout_choice;
 mod lock;
 mod manifest;
 mod memory;
@@ -17,12 +18,14 @@ mod probe;
 mod reconcile;
 mod record;
 mod references;
+mod relocate;
 mod sandbox_dir;
 mod settle;
 mod snapshot;
 mod sparse;
 mod store;
 mod template;
+mod tree_copy;
 mod usage;
 
 pub use clone::{CloneOptions, CloneProgress, CloneReport, clone_file, clone_file_with};
@@ -32,6 +35,7 @@ pub use host_files::Scratch;
 pub use image::{ImageRecord, Images, StagedImage, object_from_machine_dir};
 pub use kernel::{KernelRecord, Kernels, StagedKernel};
 pub use layer::{LayerSeal, Layers};
+pub use layout_choice::{LayoutChoice, LayoutCost, LayoutMeasurement};
 pub use lock::{DaemonLock, SetupLock};
 pub use manifest::{DeviceRecord, ImageRef, LayerFormat, LayerRef, MachineRecord, Manifest, MemoryRecord, RamBase, RunState};
 pub use memory::{
@@ -41,10 +45,14 @@ pub use memory::{
 pub use probe::FsCapabilities;
 pub use reconcile::{Leftover, LeftoverKind, ReconcileReport};
 pub use references::Pin;
+pub use relocate::{
+    HeldRoot, MOUNT_POINT_NOTE, MovingDir, Relocation, RelocationLock, RootState, Surroundings,
+};
 pub use sandbox_dir::{SandboxDir, StagedSandbox};
 pub use snapshot::{SnapshotDir, SnapshotRecord, Snapshots, StagedSnapshot};
 pub use store::{Space, Store};
 pub use template::{StagedTemplate, TemplateRecord, TemplateSpec, Templates};
+pub use tree_copy::TreeSize;
 pub use usage::{
     Figures, FileUsage, ObjectUsage, OwnerUsage, SandboxUsage, SnapshotUsage, Trial, TrialSize, Usage, UsageKind,
     UsageMethod,

@@ -79,6 +79,14 @@ pub(crate) fn setup(root: &Path) -> Result<SetupLock> {
     }
 }
 
+/// As [`setup`], but does not wait: `Busy` while another works.
+pub(crate) fn try_setup(root: &Path) -> Result<SetupLock> {
+    let path = root.join("setup.lock");
+    let file = open_lock_file(&path)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| Error::io("lock", &path, error))?;
+    Ok(SetupLock { _file: file })
+}
+
 /// Opens a root disk and locks it.
 pub(crate) fn root_disk(path: &Path) -> Result<File> {
     exclusive(path).map_err(|error| match error.kind() {

@@ -16,6 +16,7 @@ use crate::lock::{self, DaemonLock, SetupLock};
 use crate::manifest::{Manifest, RamBase};
 use crate::probe::{self, FsCapabilities};
 use crate::reconcile::{self, Leftover, ReconcileReport};
+use crate::relocate;
 use crate::sandbox_dir::{SandboxDir, StagedSandbox};
 use crate::references::Pins;
 use crate::snapshot::Snapshots;
@@ -43,6 +44,7 @@ impl Store {
     /// # Errors
     /// `Unwritable` when it cannot be written, naming the directory.
     pub fn open(root: &Path) -> Result<Self> {
+        relocate::refuse_mount_point(root)?;
         Self::open_inner(root).map_err(|error| match error.kind() {
             ErrorKind::Unwritable => Error::new(ErrorKind::Unwritable, "open data directory", root)
                 .because(format!("{} cannot be written", error.path().display()))
