@@ -8,6 +8,7 @@ pub mod host_btrfs;
 pub mod host_buffer;
 pub mod host_fiemap;
 pub mod host_mounts;
+pub mod host_open_files;
 pub mod host_pagemap;
 pub mod host_process;
 pub mod host_socket;
