@@ -324,3 +324,31 @@ fn a_base_image_lies_in_few_plain_extents_however_it_was_written() {
     }
     assert_eq!(fs::read_dir(object.parent().unwrap()).unwrap().count(), 1, "staging files were left");
 }
+
+/// The pages of one file are in memory once, those of two clones twice: that is so on every filesystem there is today.
+#[test]
+fn layouts_are_measured_by_making_them() {
+    let dir = scratch();
+    let store = Store::open(&dir.path().join("data")).unwrap();
+    let staged = store.images().stage().unwrap();
+    fill(&File::options().write(true).open(staged.path()).unwrap());
+    let image = staged.commit(&"minimal".parse().unwrap(), Arch::Amd64, "test").unwrap();
+    let measured = store.measure_layouts(&image).unwrap();
+    let choice = measured.choose();
+    println!("{measured}: {choice:?}");
+    assert!(measured.overlay.made && measured.reflink.made);
+    match store.probe().unwrap().reflink {
+        true => assert_eq!((measured.overlay.own_bytes, measured.reflink.own_bytes), (Bytes(0), Bytes(0))),
+        false => {
+            assert!((400 << 10..1 << 20).contains(&measured.overlay.own_bytes.0));
+            assert!((12 * MIB..14 * MIB).contains(&measured.reflink.own_bytes.0));
+        }
+    }
+    let caches = (measured.overlay.cached_percent, measured.reflink.cached_percent);
+    assert!(matches!(caches, (Some(95..=100), Some(0..=5)) | (None, _)), "{caches:?}");
+    assert_eq!(choice.layout, types::StorageLayout::Overlay);
+    assert_eq!(store.filesystem_id().unwrap(), Store::open(store.root()).unwrap().filesystem_id().unwrap());
+    let images: Vec<_> =
+        fs::read_dir(dir.path().join("data/images")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(images.len(), 3, "what was measured was left: {images:?}");
+}

@@ -27,8 +27,7 @@ impl fmt::Display for Bytes {
             [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
         for (unit, scale) in UNITS {
             if self.0 >= scale {
-                let tenths = self.0 / (scale / 10).max(1);
-                return write!(f, "{}.{} {unit}", tenths / 10, tenths % 10);
+                return write!(f, "{}.{} {unit}", self.0 / scale, self.0 % scale * 10 / scale);
             }
         }
         write!(f, "{} B", self.0)
@@ -86,6 +85,8 @@ mod tests {
         assert_eq!(Bytes(0).to_string(), "0 B");
         assert_eq!(Bytes(1023).to_string(), "1023 B");
         assert_eq!(Bytes(1536).to_string(), "1.5 KiB");
+        assert_eq!(Bytes(512 << 10).to_string(), "512.0 KiB");
+        assert_eq!(Bytes((2 << 40) - 1).to_string(), "1.9 TiB");
         assert_eq!(Bytes(1 << 30).to_string(), "1.0 GiB");
         assert_eq!(Mebibytes(512).bytes(), Bytes(512 << 20));
         assert_eq!(Mebibytes(u64::MAX).checked_bytes(), None);
