@@ -104,7 +104,7 @@ impl Actor {
                 return Ok((memory, manifest, pin, stats));
             }
             // So much is kept as a base: the next wake maps it, and the next stop writes what changed since.
-            let (base, written) = store.write_own_base(&manifest.ram_base, manifest.memory_mib, &ram)?;
+            let (base, written, _until_pinned) = store.write_own_base(&manifest.ram_base, manifest.memory_mib, &ram)?;
             manifest.ram_base = base;
             let pin = store.pin(&manifest);
             let unchanged = Unchanged(manifest.memory_mib.bytes());

@@ -326,16 +326,18 @@ async fn write_out(services: &Arc<Services>, capture: Capture) -> Result<(Snapsh
             CapturedMemory::Stored { detached } => *detached,
             CapturedMemory::None | CapturedMemory::Pages(_) => false,
         };
-        let written = match memory {
+        // A base of its own that was just written is named by nobody yet.
+        let (written, _pinned) = match memory {
             CapturedMemory::None => {
                 manifest.memory = None;
-                None
+                (None, None)
             }
-            CapturedMemory::Stored { .. } => None,
-            CapturedMemory::Pages(pages) => Some(write_pages(&store, &staged, &mut manifest, &pages)?),
+            CapturedMemory::Stored { .. } => (None, None),
+            CapturedMemory::Pages(pages) => {
+                let (memory, pin) = write_pages(&store, &staged, &mut manifest, &pages)?;
+                (Some(memory), pin)
+            }
         };
-        // A base of its own that was just written is named by nobody yet.
-        let _pinned = store.pin(&manifest);
         Ok(staged.commit(written.map(|memory| (memory, detached)), pause, manifest)?)
     })
     .await?;
@@ -344,22 +346,23 @@ async fn write_out(services: &Arc<Services>, capture: Capture) -> Result<(Snapsh
     Ok((record, private, stored))
 }
 
-/// The pages as a memory image; over a base of their own when they are many, which `manifest` then names.
+/// The pages as a memory image; over a base of their own when they are many, which `manifest` then names and the pin
+/// keeps.
 fn write_pages(
     store: &storage::Store,
     staged: &StagedSnapshot,
     manifest: &mut storage::Manifest,
     pages: &crate::ram::Captured,
-) -> Result<StagedMemory> {
+) -> Result<(StagedMemory, Option<storage::Pin>)> {
     let len = manifest.memory_mib.bytes();
     if pages.private() <= OWN_BASE_ABOVE {
         let header = MemoryHeader { generation: manifest.generation, base: manifest.ram_base.id() };
-        return Ok(staged.write_memory(pages, header, COMPRESSION_LEVEL)?);
+        return Ok((staged.write_memory(pages, header, COMPRESSION_LEVEL)?, None));
     }
-    let (base, _report) = store.write_own_base(&manifest.ram_base, manifest.memory_mib, pages)?;
+    let (base, _report, pin) = store.write_own_base(&manifest.ram_base, manifest.memory_mib, pages)?;
     manifest.ram_base = base;
     let header = MemoryHeader { generation: manifest.generation, base: manifest.ram_base.id() };
-    Ok(staged.write_memory(&Unchanged(len), header, COMPRESSION_LEVEL)?)
+    Ok((staged.write_memory(&Unchanged(len), header, COMPRESSION_LEVEL)?, Some(pin)))
 }
 
 /// What `count` copies are made from.
@@ -374,7 +377,9 @@ async fn seed_of(services: &Arc<Services>, capture: Capture, count: usize) -> Re
             }
             // Several copies of much memory share one base instead.
             CapturedMemory::Pages(pages) if count > 1 && pages.private() > OWN_BASE_ABOVE => {
-                manifest.ram_base = store.write_own_base(&manifest.ram_base, manifest.memory_mib, &pages)?.0;
+                let (base, _report, _until_pinned) =
+                    store.write_own_base(&manifest.ram_base, manifest.memory_mib, &pages)?;
+                manifest.ram_base = base;
                 pin = store.pin(&manifest);
                 Some(Memory { pages: Pages::Base, detached: false })
             }

@@ -20,6 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hole;
 use crate::layout::{self, MANIFEST};
 use crate::manifest::{LayerFormat, LayerRef, Manifest};
+use crate::references::{Pin, Shared};
 use crate::sandbox_dir::SandboxDir;
 use crate::sparse;
 use crate::store::Store;
@@ -35,6 +36,8 @@ pub struct Freeze {
     top_path: PathBuf,
     manifest: Manifest,
     staged: Option<(Staged, Staged)>,
+    /// Keeps the layer, which no manifest names yet.
+    _pin: Pin,
     turned: bool,
     committed: bool,
 }
@@ -49,13 +52,25 @@ impl SandboxDir {
         let old = self.path.join(layout::root_disk(manifest.layout));
         let layer = LayerRef { id: LayerId::random(), format: frozen_format(manifest.layout) };
         let link = store.layout().layer(&layer);
+        let pin = store.pin_objects(vec![Shared::Layer(layer.clone())]);
         fs::hard_link(&old, &link).map_err(|error| Error::io("link", &link, error))?;
         let top_path = self.path.join(layout::next_top(&layer.id));
         let mut layers = vec![layer.clone()];
         layers.extend(manifest.layers.iter().cloned());
         let manifest = Manifest { layout: StorageLayout::Overlay, layers, ..manifest };
         let (store, dir) = (store.clone(), self.clone());
-        Ok(Freeze { store, dir, old, layer, top_path, manifest, staged: None, turned: false, committed: false })
+        Ok(Freeze {
+            store,
+            dir,
+            old,
+            layer,
+            top_path,
+            manifest,
+            staged: None,
+            _pin: pin,
+            turned: false,
+            committed: false,
+        })
     }
 
     /// A top that waits to take its place, and the layer it is for: the daemon died while the sandbox was being frozen.

@@ -10,6 +10,7 @@ use crate::durable::{self, Staged};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout;
 use crate::record::{self, Format};
+use crate::references::Shared;
 use crate::settle;
 use crate::sparse;
 use crate::store::Store;
@@ -194,6 +195,8 @@ impl StagedImage {
         };
         let layout = store.layout();
         let object = layout.object(&record.id);
+        // No record names it yet.
+        let _pin = store.pin_objects(vec![Shared::Image(record.id.clone())]);
         staged.rename_if_new(&object)?;
         durable::sync_parent(&object)?;
         // The record is what counts; the link is for people and is corrected by the next commit of that name.

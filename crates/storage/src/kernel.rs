@@ -10,6 +10,7 @@ use crate::durable::{self, StagedDir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, INITRAMFS, MANIFEST, VMLINUZ};
 use crate::record::{self, Format};
+use crate::references::Shared;
 use crate::sparse;
 use crate::store::Store;
 
@@ -175,6 +176,8 @@ impl StagedKernel {
         };
         let bytes = record::encode(FORMAT, &record);
         files.push(durable::new_file(&self.dir().join(MANIFEST), &bytes, 0o600)?);
+        // No record names it yet.
+        let _pin = self.store.pin_objects(vec![Shared::Kernel(record.id.clone())]);
         match self.staged.commit(&files.iter().collect::<Vec<_>>(), &layout.kernel_dir(&record.id)) {
             Err(error) if error.kind() == ErrorKind::Exists => {}
             done => done?,

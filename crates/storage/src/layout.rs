@@ -152,6 +152,10 @@ impl Layout {
         self.snapshots_of(owner).join(name.as_str())
     }
 
+    pub(crate) fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
     pub(crate) fn kernel(&self) -> PathBuf {
         self.root.join("kernel")
     }
@@ -168,6 +172,16 @@ impl Layout {
 /// A staging name that no other has.
 pub(crate) fn staging_name() -> String {
     format!("{NEW}{}", Nonce::random())
+}
+
+/// The name in the quarantine for `what`, such as `sandbox-0123456789abcdef`, put there at `when`.
+pub(crate) fn quarantined(when: &str, what: &str) -> String {
+    format!("{when}-{what}")
+}
+
+/// Whether a name in the quarantine is a sandbox's or a snapshot's, whose manifest named what nobody can tell.
+pub(crate) fn is_quarantined_machine(name: &str) -> bool {
+    name.contains("-sandbox-") || name.contains("-snapshot-")
 }
 
 /// An image's object, from the data root.

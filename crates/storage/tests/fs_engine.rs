@@ -236,7 +236,7 @@ fn fs_a_base_of_its_own_is_what_lay_below_with_the_changes_on_top() {
     // Pages 0 to 99 of the template hold nines; page 5 is cleared, page 200 is new.
     let mut ram = Ram::with([(200, 4)]);
     ram.0.insert(5, vec![0; 4096]);
-    let (base, report) = store.write_own_base(&under, MEMORY, &ram).unwrap();
+    let (base, report, _) = store.write_own_base(&under, MEMORY, &ram).unwrap();
     assert_eq!(report.private, Bytes(100 * 4096));
     let RamBase::Own { ram: id } = &base else { panic!("{base:?}") };
     let path = bench.root.join(format!("bases/{id}.ram"));
@@ -251,9 +251,9 @@ fn fs_a_base_of_its_own_is_what_lay_below_with_the_changes_on_top() {
     assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o444);
     // The same memory has the same name, however it came about.
     let whole = Ram((0..100).filter(|&page| page != 5).map(|page| (page, vec![9; 4096])).chain(ram.0.clone()).collect());
-    let (again, _) = store.write_own_base(&RamBase::Zero, MEMORY, &whole).unwrap();
+    let (again, ..) = store.write_own_base(&RamBase::Zero, MEMORY, &whole).unwrap();
     assert_eq!(again, base);
-    let (on_top, _) = store.write_own_base(&base, MEMORY, &Ram::with([(5, 9)])).unwrap();
+    let (on_top, ..) = store.write_own_base(&base, MEMORY, &Ram::with([(5, 9)])).unwrap();
     assert_ne!(on_top, base);
 
     let (dir, running) = sandbox(store, &template);

@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hole::make_hole;
 use crate::layout;
 use crate::manifest::RamBase;
+use crate::references::{Pin, Shared};
 use crate::sparse;
 use crate::store::Store;
 
@@ -28,7 +29,8 @@ pub const OWN_BASE_ABOVE: Bytes = Bytes(64 << 20);
 const PIECE: u64 = 1024 * PAGE_SIZE;
 
 impl Store {
-    /// Writes the RAM of a paused guest that lies over `under` as a base of its own, durably.
+    /// Writes the RAM of a paused guest that lies over `under` as a base of its own, durably. The pin keeps it until a
+    /// manifest names it.
     ///
     /// # Errors
     /// `NoSpace`, `Corrupt` for what lies under it, or what the source or the system says; nothing is left then.
@@ -37,7 +39,7 @@ impl Store {
         under: &RamBase,
         memory: Mebibytes,
         source: &dyn PageSource,
-    ) -> Result<(RamBase, RamBaseReport)> {
+    ) -> Result<(RamBase, RamBaseReport, Pin)> {
         let path = self.layout().bases().join(layout::staging_name());
         if source.len() != memory.bytes() {
             return Err(Error::new(ErrorKind::Invalid, "write", path).because("the memory has another size"));
@@ -56,9 +58,11 @@ impl Store {
         durable::set_mode(file, path, 0o444)?;
         durable::sync(file, path)?;
         let target = self.layout().base(&report.id);
+        // Before it has its name, or finds that there is one: from then on it can be taken for one that nobody wants.
+        let pin = self.pin_objects(vec![Shared::Base(report.id.clone())]);
         staged.rename_if_new(&target)?;
         durable::sync_parent(&target)?;
-        Ok((RamBase::Own { ram: report.id.clone() }, report))
+        Ok((RamBase::Own { ram: report.id.clone() }, report, pin))
     }
 
     /// The file of a base for the host's own reading; none for the zero base.
