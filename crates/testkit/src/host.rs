@@ -10,6 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::daemon::Daemon;
+use crate::small::{SmallFs, copy_prepared, fill};
 
 /// What a command line did.
 #[derive(Debug, Clone)]
@@ -36,8 +37,9 @@ pub struct TestHost {
     program: PathBuf,
     daemon: Option<Daemon>,
     serve_args: Vec<String>,
-    // Last, so that the directory goes after everything in it.
+    // Last, so that the directory goes after everything in it, and what it is mounted from after the directory.
     dir: TempDir,
+    small: Option<SmallFs>,
 }
 
 /// Where tests keep their data directories: on the filesystem under test.
@@ -66,7 +68,7 @@ impl TestHost {
     pub fn bare(program: &str) -> Self {
         let dir =
             tempfile::Builder::new().prefix("bhatti-test-").tempdir_in(test_root()).expect("a directory");
-        Self { program: PathBuf::from(program), daemon: None, serve_args: Vec::new(), dir }
+        Self { program: PathBuf::from(program), daemon: None, serve_args: Vec::new(), dir, small: None }
     }
 
     /// A host that was set up, with a daemon that answers.
@@ -102,6 +104,39 @@ impl TestHost {
         // The proof of the accelerator is in the index, which is written in place: a copy.
         fs::copy(base.join("bhatti.db"), host.dir.path().join("bhatti.db")).expect("a copy of the index");
         host
+    }
+
+    /// A host that was set up, on a filesystem of its own with `mib` MiB, with a daemon that answers. Needs root.
+    #[must_use]
+    pub fn on_small_filesystem(program: &str, mib: u64) -> Self {
+        let base = std::env::var_os("BHATTI_TEST_DATA").map(PathBuf::from).expect("BHATTI_TEST_DATA");
+        let small = SmallFs::on(&test_root(), mib);
+        let dir = tempfile::Builder::new().prefix("bhatti-test-").tempdir_in(small.path()).expect("a directory");
+        copy_prepared(&base, dir.path());
+        let mut host = Self {
+            program: PathBuf::from(program),
+            daemon: None,
+            serve_args: Vec::new(),
+            dir,
+            small: Some(small),
+        };
+        host.start_daemon();
+        host
+    }
+
+    /// Fills the small filesystem but for `leave` bytes.
+    pub fn fill(&self, leave: u64) {
+        fill(&self.ballast(), leave);
+    }
+
+    /// Gives the room back that `fill` took.
+    pub fn unfill(&self) {
+        fs::remove_file(self.ballast()).expect("the ballast goes");
+    }
+
+    fn ballast(&self) -> PathBuf {
+        let small = self.small.as_ref().expect("a host on a small filesystem");
+        small.path().join("ballast")
     }
 
     /// The data directory.

@@ -9,6 +9,7 @@
 mod daemon;
 mod host;
 mod http;
+mod small;
 mod terminal;
 
 pub use daemon::Daemon;
