@@ -80,6 +80,8 @@ pub enum Verb {
     Snapshot(Snapshot),
     /// Make live copies of a sandbox, which goes on. Ctrl-C does not call it off: the daemon finishes them
     Fork(Fork),
+    /// Tell where the bytes are: apparent, referenced, physical, exclusive
+    Du(Du),
     /// Read, write and list files of a sandbox
     #[command(subcommand)]
     File(File),
@@ -139,8 +141,22 @@ pub enum BenchSuite {
     Exec,
     /// Bytes on disk and in the page cache
     Density,
+    /// Clones, snapshots, forks and where the bytes are, on ext4, btrfs and xfs
+    Storage,
     /// All of them
     All,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchFilesystem {
+    /// The one that the data directory is on
+    Here,
+    /// Made for the bench, in a file; so are the others
+    Ext4,
+    /// With `compress=zstd:1`
+    Btrfs,
+    /// With reflinks
+    Xfs,
 }
 
 #[derive(Debug, Args)]
@@ -148,6 +164,9 @@ pub struct Bench {
     /// Which table
     #[arg(long, value_enum, default_value_t = BenchSuite::All)]
     pub suite: BenchSuite,
+    /// Filesystems for the suite storage [default: ext4,btrfs,xfs as root, else here]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "FS,...")]
+    pub on: Vec<BenchFilesystem>,
     /// Write performance.md and performance.json into this directory, too
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -471,6 +490,33 @@ pub struct Start {
     /// Refuse instead of booting from the disk
     #[arg(long)]
     pub strict: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DuSort {
+    /// What would be free without it
+    Exclusive,
+    /// What lies on the disk
+    Physical,
+    /// Without holes
+    Referenced,
+    /// What `ls` says
+    Apparent,
+    /// Alphabetically
+    Name,
+}
+
+#[derive(Debug, Args)]
+pub struct Du {
+    /// Only this one, file by file
+    #[arg(value_name = "SB")]
+    pub sandbox: Option<String>,
+    /// What comes first
+    #[arg(long, value_enum, default_value_t = DuSort::Exclusive)]
+    pub sort: DuSort,
+    /// Compare with compsize, and with what is free before and after files were made; off by more than 1% is a failure
+    #[arg(long, conflicts_with = "sandbox")]
+    pub verify: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -93,9 +93,9 @@ fn config(global: &Global, asked: &Serve) -> Result<HostConfig> {
         data_dir: data_dir(global)?,
         qemu: asked.qemu.clone(),
         layout: match asked.storage_layout {
-            // Overlays share the base's page cache on every filesystem; clones do not.
-            Layout::Auto | Layout::Overlay => StorageLayout::Overlay,
-            Layout::Reflink => StorageLayout::Reflink,
+            Layout::Auto => None,
+            Layout::Overlay => Some(StorageLayout::Overlay),
+            Layout::Reflink => Some(StorageLayout::Reflink),
         },
         accel: match asked.accel {
             Accelerator::Auto => None,

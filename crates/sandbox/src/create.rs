@@ -124,7 +124,7 @@ pub(crate) async fn wish(services: &Services, spec: &SandboxSpec) -> Result<Temp
     let accel = services.accel().await?;
     let machine = launch::machine_record(qemu, accel);
     let (store, image) = (services.store.clone(), spec.image.clone());
-    let layout = services.config.layout;
+    let layout = services.layout().await?;
     let (image, kernel) = blocking(move || {
         let kernel = store.kernel().get(Arch::host()).map_err(|error| {
             if error.kind() == storage::ErrorKind::NotFound {

@@ -5,6 +5,7 @@ use types::{Accel, Arch};
 use crate::accel;
 use crate::error::{ErrorKind, Result};
 use crate::services::{HostConfig, Services, blocking};
+use crate::storage_layout;
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +73,7 @@ pub async fn doctor(config: HostConfig) -> Result<DoctorReport> {
     checks.push(images(&services).await);
     checks.push(accelerator(&services).await);
     checks.extend(filesystem(&services).await);
+    checks.push(layout(&services).await);
     checks.push(host());
     Ok(DoctorReport { checks })
 }
@@ -208,6 +210,18 @@ async fn filesystem(services: &Services) -> Vec<Check> {
         "none: memory images are compressed by bhatti itself"
     }));
     checks
+}
+
+async fn layout(services: &Services) -> Check {
+    match storage_layout::measure(services, false).await {
+        Ok(measured) => check("storage layout", Verdict::Ok, measured.words()),
+        Err(error) => {
+            let fix = if error.kind() == ErrorKind::NotReady { "bhatti setup" } else { "" };
+            check("storage layout", Verdict::Warn, format!("not known yet: {}", error.with_causes()))
+                .costs("it is found out by making a few root disks of each")
+                .fix(fix)
+        }
+    }
 }
 
 fn host() -> Check {

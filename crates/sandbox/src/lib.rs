@@ -24,6 +24,8 @@ mod host;
 mod keyed;
 mod launch;
 mod lease;
+mod loop_plan;
+mod loop_setup;
 mod ram;
 mod registry;
 mod reopen;
@@ -32,8 +34,10 @@ mod setup;
 mod sleep;
 mod snapshots;
 mod state;
+mod storage_layout;
 mod template;
 mod timing;
+mod usage;
 mod view;
 mod wake;
 
@@ -45,10 +49,13 @@ pub use guest::{ExecEvent, ExecStream, FileReader, FileWriter, StdinSender};
 pub use host::Host;
 pub use image::{Cancel, Progress};
 pub use lease::Leased;
+pub use loop_plan::LoopWish;
+pub use loop_setup::{LoopConfig, LoopReport, loop_advice, loop_storage};
 pub use services::HostConfig;
 pub use setup::{SetupConfig, SetupReport, SetupStep, setup};
 pub use snapshots::{Fork, Resume, SnapshotWish};
-pub use storage::ImageRecord;
+pub use storage::{Figures, FileUsage, ImageRecord, Trial, Usage};
+pub use usage::UsageCheck;
 pub use view::{
     EventView, HostInfo, Report, SandboxView, SnapshotReport, SnapshotView, Status, Timings, Transition,
 };

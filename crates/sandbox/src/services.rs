@@ -20,8 +20,8 @@ pub struct HostConfig {
     pub data_dir: PathBuf,
     /// The VMM's program; the usual name in `PATH` when missing.
     pub qemu: Option<PathBuf>,
-    /// How new sandboxes keep their root disks.
-    pub layout: StorageLayout,
+    /// How new sandboxes keep their root disks; as measured on this host when missing.
+    pub layout: Option<StorageLayout>,
     /// What is to execute guests; what a probe proved when missing.
     pub accel: Option<Accel>,
     /// How long a guest may take to boot.
@@ -35,7 +35,7 @@ impl HostConfig {
         Self {
             data_dir: data_dir.into(),
             qemu: None,
-            layout: StorageLayout::Overlay,
+            layout: None,
             accel: None,
             boot_timeout: Duration::from_secs(120),
         }
@@ -50,6 +50,7 @@ pub(crate) struct Services {
     pub(crate) events: Events,
     pub(crate) builds: crate::keyed::KeyedLocks<types::ContentId>,
     pub(crate) accel: OnceCell<Accel>,
+    pub(crate) layout: OnceCell<StorageLayout>,
     index: Arc<Mutex<Index>>,
     qemu: OnceCell<Qemu>,
 }
@@ -74,6 +75,7 @@ impl Services {
             events: Events::new(Arc::clone(&index)),
             builds: crate::keyed::KeyedLocks::default(),
             accel: OnceCell::new(),
+            layout: OnceCell::new(),
             index,
             qemu: OnceCell::new(),
         }))

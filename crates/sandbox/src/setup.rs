@@ -14,6 +14,7 @@ use crate::accel;
 use crate::create;
 use crate::error::{Error, ErrorKind, Result};
 use crate::services::{HostConfig, Services, blocking};
+use crate::storage_layout;
 use crate::template::{self, Found};
 
 /// What to set up.
@@ -110,6 +111,19 @@ pub async fn setup(
         Ok((proof, text, false))
     })
     .await?;
+    step(&report, "storage layout", &mut changed, async {
+        let settled = settle_images(&services).await?;
+        let words = match config.host.layout {
+            Some(asked) => format!("{asked}, as asked for"),
+            None => storage_layout::measure(&services, config.force || settled > 0).await?.words(),
+        };
+        Ok((
+            (),
+            if settled > 0 { format!("{settled} images written anew; {words}") } else { words },
+            settled > 0,
+        ))
+    })
+    .await?;
     step(&report, "template of the default size", &mut changed, async {
         let wish = create::wish(&services, &default_spec()?).await?;
         let (record, found) = template::find_or_make(&services, &wish, false).await?;
@@ -124,6 +138,19 @@ pub async fn setup(
         why_not_kvm: proof.why_not_kvm,
         changed,
     })
+}
+
+/// Images that came here with a copy of the whole data directory may lie in a way that makes their clones dear.
+async fn settle_images(services: &Services) -> Result<usize> {
+    let store = services.store.clone();
+    blocking(move || {
+        let mut settled = 0;
+        for image in store.images().list()? {
+            settled += usize::from(store.images().settle(&image)?);
+        }
+        Ok(settled)
+    })
+    .await
 }
 
 /// Runs one step between its begin and its end. The work gives what it made, words for it, and whether it is new.
