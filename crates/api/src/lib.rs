@@ -9,6 +9,7 @@ mod host;
 mod request;
 mod sandbox;
 mod snapshot;
+mod usage;
 
 pub use error::{ErrorBody, ErrorDetail};
 pub use exec::{ExecEvent, ExecRequest, ExecResponse, ShellControl, TtySize};
@@ -16,6 +17,7 @@ pub use host::{Event, Health, ImageObject, Version};
 pub use request::{CreateRequest, EditRequest, FileSpec, StartRequest, StopRequest, VolumeSpec};
 pub use sandbox::{FileEntry, FileStat, LastTransition, Sandbox, SandboxReply, Session};
 pub use snapshot::{ForkReply, ForkRequest, ResumeRequest, Snapshot, SnapshotReply, SnapshotRequest};
+pub use usage::{FileUsage, ObjectUsage, OwnerUsage, SandboxUsage, SnapshotUsage, Usage, UsageFigures};
 
 /// Name of the header that carries a file's mode in octal on `GET` and `HEAD` of `/files`.
 pub const FILE_MODE_HEADER: &str = "x-bhatti-mode";

@@ -29,6 +29,7 @@ mod shell;
 mod snapshots;
 mod stream;
 mod tell;
+mod usage;
 mod websocket;
 
 pub use auth::AdminKey;

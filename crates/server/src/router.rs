@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::{AdminKey, TcpRules, tcp_door, unix_door};
-use crate::{events, exec, files, host, sandboxes, shell, snapshots};
+use crate::{events, exec, files, host, sandboxes, shell, snapshots, usage};
 
 /// What every route has at hand.
 #[derive(Clone)]
@@ -82,6 +82,8 @@ pub(crate) fn with_drain(host: Host, door: Door, drain: Drain) -> Router {
         .route("/sandboxes/{id}/start", post(sandboxes::start))
         .route("/sandboxes/{id}/fork", post(snapshots::fork))
         .route("/sandboxes/{id}/snapshots", post(snapshots::create))
+        .route("/sandboxes/{id}/usage", get(usage::of_sandbox))
+        .route("/usage", get(usage::usage))
         .route("/snapshots", get(snapshots::list))
         .route("/snapshots/{name}", get(snapshots::inspect).delete(snapshots::delete))
         .route("/snapshots/{name}/resume", post(snapshots::resume))
