@@ -440,6 +440,16 @@ async fn a_fold_ends_when_nobody_waits_and_gives_way_to_every_other_verb() {
         let machine = Machine::adopt(&home.dir).await.unwrap().unwrap();
         let mut shell = Shell::of(&machine).await;
         assert_eq!(sum(&mut shell, 16384, 16).await, far);
+        // A VMM that ends in the middle: the disk is the same, read through the same layers.
+        let (folded, ()) = tokio::join!(machine.fold_top(), async {
+            copying().await;
+            machine.kill().await.unwrap();
+        });
+        assert_eq!(folded.unwrap_err().kind(), ErrorKind::Died);
+        let machine = home.launch(&qemu, false).await.unwrap();
+        let mut shell = Shell::of(&machine).await;
+        assert_eq!(sum(&mut shell, 16384, 16).await, far);
+
         let t0 = Instant::now();
         assert_eq!(machine.fold_top().await.unwrap(), Folded::Whole);
         eprintln!("QEMU {}: the rest of the fold {:?}", qemu.version, t0.elapsed());
@@ -453,7 +463,7 @@ async fn a_fold_that_fails_leaves_a_machine_that_works() {
     for qemu in both() {
         let mut home = Home::new();
         // A compressed cluster that does not unpack is an error of reading, far from what the guest reads.
-        let plain = vec![b"bhatti".repeat(700_000), vec![0; 60 << 20]].concat();
+        let plain = [b"bhatti".repeat(700_000), vec![0; 60 << 20]].concat();
         fs::write(home.dir.join("plain"), &plain[..64 << 20]).unwrap();
         home.qemu_img(&["convert", "-c", "-O", "qcow2", "plain", "layer1"]);
         let mut packed = fs::read(home.dir.join("layer1")).unwrap();
