@@ -1,7 +1,8 @@
-//! A daemon of the bench's own, over hard links to what was set up, and its API.
+//! A daemon of the bench's own and its API.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::Options;
 use crate::error::{During as _, Error, Result};
+use crate::progress::Progress;
 
 /// A running daemon; it, its machines and its data directory go when this is dropped.
 pub(crate) struct Daemon {
@@ -22,18 +24,15 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    pub(crate) fn start(options: &Options, progress: &dyn Fn(&str)) -> Result<Self> {
-        progress("starting a daemon over what was set up");
-        let prepared = storage::Store::open(&options.data_dir).during("opening the data directory")?;
-        let dir = tempfile::Builder::new()
-            .prefix(".bench-")
-            .tempdir_in(prepared.root())
-            .during("making a data directory for the bench")?;
-        prepared.link_into(dir.path()).during("linking what was set up; run `bhatti setup` first")?;
+    /// Starts one in `dir`, a data directory that was set up.
+    pub(crate) fn start(options: &Options, dir: TempDir, progress: Progress<'_>) -> Result<Self> {
+        progress.step("starting a daemon over what was set up")?;
         let log = File::create(dir.path().join("serve.log")).during("making a log")?;
         let mut child = Command::new(&options.program)
             .args(["serve", "--listen", "127.0.0.1:0"])
             .env("BHATTI_DATA_DIR", dir.path())
+            // Ctrl-C is for the bench, which still needs its daemon to clean up.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -82,10 +81,29 @@ impl Daemon {
     }
 
     pub(crate) fn delete(&self, sandbox: &str) -> Result<()> {
-        let url = format!("{}/sandboxes/{sandbox}", self.url);
+        self.remove(&format!("/sandboxes/{sandbox}"))
+    }
+
+    /// Destroys every sandbox and every snapshot.
+    pub(crate) fn clear(&self) -> Result<()> {
+        for (what, key) in [("/sandboxes", "id"), ("/snapshots", "name")] {
+            let all = self.get(what)?;
+            for one in all.as_array().into_iter().flatten().filter_map(|one| one[key].as_str()) {
+                self.remove(&format!("{what}/{one}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&self, path: &str) -> Result<()> {
+        let url = format!("{}{path}", self.url);
         let reply =
             self.agent.delete(url).header("Authorization", self.bearer()).call().during("destroying")?;
-        if reply.status().is_success() { Ok(()) } else { Err(Error::new("destroying", reply.status())) }
+        if reply.status().is_success() {
+            Ok(())
+        } else {
+            Err(Error::new(format!("destroying {path}"), reply.status()))
+        }
     }
 
     /// A command's exit status, which must be 0, and the time from request to answer.
@@ -147,11 +165,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         // Destroyed by the daemon, so that no VMM is left; what fails here fails on the way out and has nobody to tell.
-        if let Ok(Value::Array(sandboxes)) = self.get("/sandboxes") {
-            for id in sandboxes.iter().filter_map(|sandbox| sandbox["id"].as_str()) {
-                let _gone = self.delete(id);
-            }
-        }
+        let _gone = self.clear();
         let _killed = self.child.kill();
         let _reaped = self.child.wait();
     }

@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::Options;
 use crate::daemon::Daemon;
 use crate::error::{During as _, Error, Result};
+use crate::progress::Progress;
 use crate::sample::{Sample, mib};
 use crate::table::{Row, Target};
 
@@ -17,17 +18,17 @@ use crate::table::{Row, Target};
 const READ: &str = "cd / && tar cf - --sort=name usr bin/.. 2>/dev/null | head -c 157286400 | wc -c";
 const READERS: usize = 5;
 
-pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: &dyn Fn(&str)) -> Result<Vec<Row>> {
+pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Vec<Row>> {
     let mut cold = Sample::default();
     for run in 1..=options.runs {
-        progress(&format!("bytes of a cold sandbox: run {run} of {}", options.runs));
+        progress.step(&format!("bytes of a cold sandbox: run {run} of {}", options.runs))?;
         daemon.post("/sandboxes", &json!({ "name": "bytes" }))?;
         daemon.exec("bytes", &["true"])?;
         daemon.post("/sandboxes/bytes/stop", &json!({}))?;
         cold.push(mib(allocated(&daemon.sandbox_dir("bytes")?)?));
         daemon.delete("bytes")?;
     }
-    progress("page cache of one reader and of five");
+    progress.step("page cache of one reader and of five")?;
     let names: Vec<String> = (1..=READERS).map(|n| format!("reader-{n}")).collect();
     for name in &names {
         daemon.post("/sandboxes", &json!({ "name": name }))?;
@@ -42,23 +43,12 @@ pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: &dyn Fn(&str
         daemon.delete(name)?;
     }
     let (one, five) = (after[0], after[READERS - 1]);
+    let alone = |value| Sample { values: vec![value] };
     Ok(vec![
-        Row {
-            step: "a cold idle sandbox, all its files",
-            unit: "MiB",
-            ours: cold,
-            reference: "",
-            theirs: Sample::default(),
-            target: Target::AtMost(3.0),
-        },
-        Row {
-            step: "page cache, 5 sandboxes read the image",
-            unit: "MiB",
-            ours: Sample { values: vec![mib(five)] },
-            reference: "1 sandbox",
-            theirs: Sample { values: vec![mib(one)] },
-            target: Target::AtMostTimes(1.3),
-        },
+        Row::new("a cold idle sandbox, all its files", "MiB", cold).target(Target::AtMost(3.0)),
+        Row::new("page cache, 5 sandboxes read the image", "MiB", alone(mib(five)))
+            .against("1 sandbox", alone(mib(one)))
+            .target(Target::AtMostTimes(1.3)),
     ])
 }
 

@@ -9,11 +9,28 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Error {
     what: String,
     why: String,
+    interrupted: bool,
 }
 
 impl Error {
     pub(crate) fn new(what: impl Into<String>, why: impl std::fmt::Display) -> Self {
-        Self { what: what.into(), why: why.to_string() }
+        Self { what: what.into(), why: why.to_string(), interrupted: false }
+    }
+
+    pub(crate) fn interrupted() -> Self {
+        Self { interrupted: true, ..Self::new("interrupted", "what was made for the bench is removed") }
+    }
+
+    /// Whether somebody asked for the end.
+    #[must_use]
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted
+    }
+}
+
+impl From<image::Error> for Error {
+    fn from(error: image::Error) -> Self {
+        Self::new("preparing a filesystem", error)
     }
 }
 

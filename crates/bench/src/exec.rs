@@ -5,6 +5,7 @@ use serde_json::json;
 use crate::Options;
 use crate::daemon::Daemon;
 use crate::error::{During as _, Result};
+use crate::progress::Progress;
 use crate::sample::{Sample, ms};
 use crate::table::{Row, Target};
 
@@ -15,11 +16,11 @@ const BATCH: u32 = 40;
 const INSIDE: &str = "t0=${EPOCHREALTIME/./}; dash -c 'i=0; while [ $i -lt 40 ]; do /bin/true; i=$((i+1)); done'; \
                       echo $(( ${EPOCHREALTIME/./} - t0 ))";
 
-pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: &dyn Fn(&str)) -> Result<Vec<Row>> {
+pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Vec<Row>> {
     daemon.post("/sandboxes", &json!({ "name": "exec" }))?;
     let (mut over_http, mut inside) = (Sample::default(), Sample::default());
     for run in 0..=options.runs {
-        progress(&format!("exec of true: run {run} of {}", options.runs));
+        progress.step(&format!("exec of true: run {run} of {}", options.runs))?;
         let mut total = std::time::Duration::ZERO;
         for _ in 0..BATCH {
             total += daemon.exec("exec", &["/bin/true"])?.0;
@@ -33,12 +34,9 @@ pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: &dyn Fn(&str
         }
     }
     daemon.delete("exec")?;
-    Ok(vec![Row {
-        step: "exec of true over HTTP, hot",
-        unit: "ms",
-        ours: over_http,
-        reference: "fork+exec inside the guest",
-        theirs: inside,
-        target: Target::AtMostTimes(2.0),
-    }])
+    Ok(vec![
+        Row::new("exec of true over HTTP, hot", "ms", over_http)
+            .against("fork+exec inside the guest", inside)
+            .target(Target::AtMostTimes(2.0)),
+    ])
 }

@@ -4,19 +4,31 @@
 //! and maximum, and the ratio of the medians beside the target.
 
 mod daemon;
+mod data;
 mod density;
 mod error;
 mod exec;
+mod filesystem;
 mod life;
+mod pages;
+mod phases;
+mod place;
+mod progress;
 mod reference;
 mod sample;
 mod table;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 pub use error::{Error, Result};
+pub use place::Filesystem;
 pub use sample::Sample;
-pub use table::{Report, Row, Target};
+pub use table::{Report, Row, Table, Target};
+
+use daemon::Daemon;
+use progress::Progress;
 
 /// What to measure, and where.
 #[derive(Debug, Clone)]
@@ -29,6 +41,12 @@ pub struct Options {
     pub suites: Vec<Suite>,
     /// How often each figure is taken.
     pub runs: usize,
+    /// Where the filesystems of [`Suite::Storage`] have their files.
+    pub scratch: PathBuf,
+    /// Which filesystems; empty for all that can be made here.
+    pub on: Vec<Filesystem>,
+    /// Once it is true the bench ends with an error, after it has removed what it made.
+    pub cancel: Arc<AtomicBool>,
 }
 
 /// A group of figures.
@@ -40,22 +58,40 @@ pub enum Suite {
     Exec,
     /// Bytes on disk and in the page cache.
     Density,
+    /// Clones, snapshots, forks, and where the bytes are, on several filesystems.
+    Storage,
 }
 
-/// Runs the suites; `progress` is told each step before it begins.
+/// Runs the suites; `tell` is told each step before it begins.
 ///
 /// # Errors
-/// When the host is not set up, or anything that is measured fails: there are no figures of failed runs.
-pub fn run(options: &Options, progress: &dyn Fn(&str)) -> Result<Report> {
-    let daemon = daemon::Daemon::start(options, progress)?;
-    let mut rows = Vec::new();
-    for suite in &options.suites {
-        rows.extend(match suite {
-            Suite::Life => life::measure(&daemon, options, progress)?,
-            Suite::Exec => exec::measure(&daemon, options, progress)?,
-            Suite::Density => density::measure(&daemon, options, progress)?,
-        });
+/// When the host is not set up, or anything that is measured fails: there are no figures of failed runs. Of the suite
+/// `storage` what fails is told in its row.
+pub fn run(options: &Options, tell: &(dyn Fn(&str) + Sync)) -> Result<Report> {
+    let progress = Progress { tell, cancel: &options.cancel };
+    let mut report = Report {
+        host: Vec::new(),
+        runs: options.runs,
+        rows: Vec::new(),
+        tables: Vec::new(),
+        notes: Vec::new(),
+    };
+    let on_one: Vec<Suite> =
+        options.suites.iter().copied().filter(|suite| *suite != Suite::Storage).collect();
+    if !on_one.is_empty() {
+        let daemon = Daemon::start(options, data::linked(options)?, progress)?;
+        for suite in on_one {
+            report.rows.extend(match suite {
+                Suite::Life => life::measure(&daemon, options, progress)?,
+                Suite::Exec => exec::measure(&daemon, options, progress)?,
+                Suite::Density => density::measure(&daemon, options, progress)?,
+                Suite::Storage => Vec::new(),
+            });
+        }
+        report.host = daemon.describe()?;
     }
-    let host = daemon.describe()?;
-    Ok(Report { host, runs: options.runs, rows })
+    if options.suites.contains(&Suite::Storage) {
+        filesystem::measure(options, progress, &mut report)?;
+    }
+    Ok(report)
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::daemon::Daemon;
 use crate::error::Result;
+use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::sample::{Sample, mib, ms};
 use crate::table::{Row, Target};
@@ -28,11 +29,11 @@ struct Theirs {
     load: Sample,
 }
 
-pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: &dyn Fn(&str)) -> Result<Vec<Row>> {
+pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Vec<Row>> {
     let (mut ours, mut theirs) = (Ours::default(), Theirs::default());
     let reference = Reference::new(daemon.data_dir())?;
     for run in 1..=options.runs {
-        progress(&format!("create, stop, wake: run {run} of {}", options.runs));
+        progress.step(&format!("create, stop, wake: run {run} of {}", options.runs))?;
         let name = format!("life-{run}");
         let began = Instant::now();
         daemon.post("/sandboxes", &json!({ "name": name }))?;
@@ -58,54 +59,20 @@ pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: &dyn Fn(&str
         theirs.saved.push(mib(life.saved_bytes));
         theirs.load.push(ms(life.load));
     }
-    let row = |step, unit, ours: &Sample, reference, theirs: Sample, target| Row {
-        step,
-        unit,
-        ours: ours.clone(),
-        reference,
-        theirs,
-        target,
-    };
     Ok(vec![
-        row(
-            "create to first exec",
-            "ms",
-            &ours.create,
-            "cold boot to first exec",
-            theirs.boot,
-            Target::TimesBetter(8.0),
-        ),
-        row(
-            "stop, idle 512 MiB",
-            "ms",
-            &ours.stop,
-            "QEMU migrate to file",
-            theirs.save,
-            Target::TimesBetter(15.0),
-        ),
-        row(
-            "stop, idle 512 MiB",
-            "ms",
-            &ours.stop,
-            "the same, bandwidth uncapped",
-            theirs.save_uncapped,
-            Target::None,
-        ),
-        row(
-            "bytes of that stop",
-            "MiB",
-            &ours.stored,
-            "QEMU migrate to file",
-            theirs.saved,
-            Target::TimesBetter(30.0),
-        ),
-        row(
-            "wake to first exec",
-            "ms",
-            &ours.wake,
-            "QEMU load to first exec",
-            theirs.load,
-            Target::TimesBetter(1.8),
-        ),
+        Row::new("create to first exec", "ms", ours.create)
+            .against("cold boot to first exec", theirs.boot)
+            .target(Target::TimesBetter(8.0)),
+        Row::new("stop, idle 512 MiB", "ms", ours.stop.clone())
+            .against("QEMU migrate to file", theirs.save)
+            .target(Target::TimesBetter(15.0)),
+        Row::new("stop, idle 512 MiB", "ms", ours.stop)
+            .against("the same, bandwidth uncapped", theirs.save_uncapped),
+        Row::new("bytes of that stop", "MiB", ours.stored)
+            .against("QEMU migrate to file", theirs.saved)
+            .target(Target::TimesBetter(30.0)),
+        Row::new("wake to first exec", "ms", ours.wake)
+            .against("QEMU load to first exec", theirs.load)
+            .target(Target::TimesBetter(1.8)),
     ])
 }

@@ -11,6 +11,7 @@ use types::{Accel, Arch, ContentId, Mebibytes, StorageLayout};
 use vm::{DiskFile, Machine, MachineSpec, Qemu, RootDisk};
 
 use crate::error::{During as _, Error, Result};
+use crate::pages::Pages;
 
 /// Size of the guest that everything is compared on.
 const MEMORY: Mebibytes = Mebibytes(512);
@@ -86,25 +87,63 @@ impl Reference {
 
     /// Boots, runs a command, migrates to a file, loads it, runs a command.
     pub(crate) fn live(&self) -> Result<Life> {
-        // A staging directory that is never committed: gone at the end, whatever happens.
+        let staged = self.stage()?;
+        self.runtime.block_on(self.measured(&staged))
+    }
+
+    /// From the start of a VMM to the end of its guest's first command.
+    pub(crate) fn boot(&self) -> Result<Duration> {
+        let staged = self.stage()?;
+        self.runtime.block_on(async {
+            let began = Instant::now();
+            let machine = self.launch(&staged, false).await?;
+            let ran = run(&machine, &["true"]).await.map(|()| began.elapsed());
+            machine.kill().await.during("ending the VMM")?;
+            ran
+        })
+    }
+
+    /// What a guest has in its memory after it has booted and run a command.
+    pub(crate) fn memory_after(&self, argv: &[&str]) -> Result<Pages> {
+        let staged = self.stage()?;
+        self.runtime.block_on(async {
+            let machine = self.launch(&staged, false).await?;
+            let read = async {
+                run(&machine, argv).await?;
+                machine.pause().await.during("pausing")?;
+                Pages::of(&machine.ram().during("looking at guest memory")?).during("reading guest memory")
+            }
+            .await;
+            machine.kill().await.during("ending the VMM")?;
+            read
+        })
+    }
+
+    /// A staging directory that is never committed: gone at the end, whatever happens.
+    fn stage(&self) -> Result<storage::StagedTemplate> {
         let key = ContentId::from_hash(&[0xbe; 32]);
         let staged =
             self.store.templates().stage(&key, StorageLayout::Overlay).during("staging a machine")?;
         let base = self.image.path_from_machine_dir();
-        image::qemu_img_create_overlay(&staged.root_disk_path(), &base, image::BackingFormat::Raw, self.image.size)
-            .during("making a disk")?;
+        image::qemu_img_create_overlay(
+            &staged.root_disk_path(),
+            &base,
+            image::BackingFormat::Raw,
+            self.image.size,
+        )
+        .during("making a disk")?;
         let env = BTreeMap::new();
         let drive = image::ConfigDrive { env: &env, init: None, files: &[] };
         image::config_drive(&staged.dir().join(layout::CONFIG_DRIVE), &drive)
             .during("making a config drive")?;
-        self.runtime.block_on(self.measured(&staged))
+        Ok(staged)
     }
 
     async fn measured(&self, staged: &storage::StagedTemplate) -> Result<Life> {
         let began = Instant::now();
         let machine = self.launch(staged, false).await?;
         let outcome = async {
-            first_exec(&machine).await?;
+            run(&machine, &["true"]).await?;
             let boot = began.elapsed();
             machine.pause().await.during("pausing")?;
             let path = staged.dir().join("reference.mig");
@@ -113,7 +152,7 @@ impl Reference {
             machine.resume().await.during("resuming")?;
             machine.pause().await.during("pausing")?;
             let (save, saved_bytes) = save(&machine, &path, false).await?;
-            Ok((boot, save, save_uncapped, saved_bytes, path))
+            Ok::<_, Error>((boot, save, save_uncapped, saved_bytes, path))
         }
         .await;
         machine.kill().await.during("ending the VMM")?;
@@ -124,8 +163,8 @@ impl Reference {
         let loaded = async {
             machine.load_devices(file).await.during("loading what was saved")?;
             machine.resume().await.during("resuming")?;
-            first_exec(&machine).await?;
-            Ok(began.elapsed())
+            run(&machine, &["true"]).await?;
+            Ok::<_, Error>(began.elapsed())
         }
         .await;
         machine.kill().await.during("ending the VMM")?;
@@ -147,23 +186,24 @@ impl Reference {
     }
 }
 
-/// Attaches to the agent and runs `true`.
-async fn first_exec(machine: &Machine) -> Result<()> {
+/// Attaches to the agent and runs a command.
+async fn run(machine: &Machine, argv: &[&str]) -> Result<()> {
     let channel = machine.open_channel().await.during("opening the channel")?;
     let deadline = tokio::time::Instant::now() + PATIENCE;
     let options = AttachOptions { pad: false, identity: None, grow_root_to: None, deadline };
     let (guest, _welcome) = Guest::attach(channel, options).await.during("attaching")?;
-    let exec = wire::Exec { argv: vec!["true".to_owned()], ..wire::Exec::default() };
-    let mut stream = guest.exec(exec).await.during("running `true`")?;
+    let argv = argv.iter().map(|word| (*word).to_owned()).collect();
+    let exec = wire::Exec { argv, ..wire::Exec::default() };
+    let mut stream = guest.exec(exec).await.during("running a command")?;
     while let Some(event) = stream.next().await {
         if let ExecEvent::Exit(status) = event {
             if status.code != Some(0) {
-                return Err(Error::new("running `true`", format!("{status:?}")));
+                return Err(Error::new("running a command", format!("{status:?}")));
             }
             return guest.detach(deadline).await.during("detaching");
         }
     }
-    Err(Error::new("running `true`", "the stream broke off"))
+    Err(Error::new("running a command", "the stream broke off"))
 }
 
 /// QEMU's own migration of the paused guest into a file; the file's allocated bytes.

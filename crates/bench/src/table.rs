@@ -24,20 +24,48 @@ pub enum Target {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
     /// What was measured.
-    pub step: &'static str,
+    pub step: String,
     /// The unit of both samples.
     pub unit: &'static str,
     /// Ours.
     pub ours: Sample,
     /// What ours is compared with; empty when with nothing.
-    pub reference: &'static str,
+    pub reference: String,
     /// The reference's figures.
     pub theirs: Sample,
     /// What the ratio should be.
     pub target: Target,
+    /// Why there are no figures, where there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
 }
 
 impl Row {
+    pub(crate) fn new(step: impl Into<String>, unit: &'static str, ours: Sample) -> Self {
+        Self {
+            step: step.into(),
+            unit,
+            ours,
+            reference: String::new(),
+            theirs: Sample::default(),
+            target: Target::None,
+            missing: None,
+        }
+    }
+
+    /// A row that says why it has no figures.
+    pub(crate) fn missing(step: impl Into<String>, why: impl fmt::Display) -> Self {
+        Self { missing: Some(why.to_string()), ..Self::new(step, "", Sample::default()) }
+    }
+
+    pub(crate) fn against(self, reference: impl Into<String>, theirs: Sample) -> Self {
+        Self { reference: reference.into(), theirs, ..self }
+    }
+
+    pub(crate) fn target(self, target: Target) -> Self {
+        Self { target, ..self }
+    }
+
     /// The figure that the target speaks of.
     #[must_use]
     pub fn figure(&self) -> f64 {
@@ -49,45 +77,28 @@ impl Row {
         }
     }
 
-    /// Whether the target was reached in this run; `None` without a target.
+    /// Whether the target was reached in this run; `None` without a target or without figures.
     #[must_use]
     pub fn reached(&self) -> Option<bool> {
         match self.target {
+            _ if self.missing.is_some() => None,
             Target::TimesBetter(least) => Some(self.figure() >= least),
             Target::AtMostTimes(most) | Target::AtMost(most) => Some(self.figure() <= most),
             Target::None => None,
         }
     }
-}
 
-/// All rows of one run on one host.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
-    /// Host, kernel, VMM, accelerator, filesystem, and when.
-    pub host: Vec<(String, String)>,
-    /// How often each figure was taken.
-    pub runs: usize,
-    /// The rows.
-    pub rows: Vec<Row>,
-}
-
-fn cell(sample: &Sample, unit: &str) -> String {
-    if sample.values.is_empty() {
-        return String::new();
-    }
-    if sample.values.len() == 1 {
-        return format!("{:.2} {unit}", sample.median());
-    }
-    format!("{:.2} {unit} ({:.2} to {:.2})", sample.median(), sample.min(), sample.max())
-}
-
-impl Row {
-    fn cells(&self) -> [String; 5] {
+    fn cells(&self) -> Vec<String> {
+        if let Some(why) = &self.missing {
+            let [ours, none] = [format!("not measured: {why}"), String::new()];
+            return vec![self.step.clone(), ours, none.clone(), none.clone(), none];
+        }
         let figure = self.figure();
         let (ratio, target) = match self.target {
             Target::TimesBetter(least) => (format!("{figure:.1}x better"), format!("at least {least}x")),
             Target::AtMostTimes(most) => (format!("{figure:.2}x"), format!("at most {most}x")),
             Target::AtMost(most) => (String::new(), format!("at most {most} {}", self.unit)),
+            Target::None if self.reference.is_empty() => (String::new(), String::new()),
             Target::None => (format!("{figure:.1}x better"), String::new()),
         };
         let verdict = match self.reached() {
@@ -100,30 +111,117 @@ impl Row {
         } else {
             format!("{}: {}", self.reference, cell(&self.theirs, self.unit))
         };
-        [self.step.to_owned(), cell(&self.ours, self.unit), theirs, ratio, verdict]
+        vec![self.step.clone(), cell(&self.ours, self.unit), theirs, ratio, verdict]
     }
 }
 
+/// Figures that are compared with each other, not with a reference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Table {
+    /// What it shows.
+    pub title: String,
+    /// The columns' names.
+    pub head: Vec<String>,
+    /// The lines.
+    pub lines: Vec<Vec<String>>,
+}
+
+/// All rows of one run on one host.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Host, kernel, VMM, accelerator, filesystem, and when.
+    pub host: Vec<(String, String)>,
+    /// How often each figure was taken, where it is not said otherwise.
+    pub runs: usize,
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// Other tables.
+    pub tables: Vec<Table>,
+    /// What else was seen: where the time went, how much was copied.
+    pub notes: Vec<String>,
+}
+
+fn cell(sample: &Sample, unit: &str) -> String {
+    if sample.values.is_empty() {
+        return String::new();
+    }
+    // Fractions of a millisecond would all be 0.1 otherwise.
+    let digits = if sample.median().abs() < 1.0 { 3 } else { 2 };
+    let middle = format!("{:.digits$} {unit}", sample.median());
+    if sample.values.len() == 1 {
+        return middle;
+    }
+    format!("{middle} ({:.digits$} to {:.digits$})", sample.min(), sample.max())
+}
+
+fn write_table(f: &mut fmt::Formatter<'_>, head: &[String], lines: &[Vec<String>]) -> fmt::Result {
+    let all: Vec<&[String]> = std::iter::once(head).chain(lines.iter().map(Vec::as_slice)).collect();
+    let width = |column: usize| {
+        all.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    for (at, line) in all.iter().enumerate() {
+        let cells: Vec<String> =
+            line.iter().zip(&widths).map(|(text, &width)| format!("{text:<width$}")).collect();
+        writeln!(f, "| {} |", cells.join(" | "))?;
+        if at == 0 {
+            let dashes: Vec<String> = widths.iter().map(|&width| "-".repeat(width)).collect();
+            writeln!(f, "| {} |", dashes.join(" | "))?;
+        }
+    }
+    Ok(())
+}
+
 impl fmt::Display for Report {
-    /// A Markdown table under the lines that say where it was taken.
+    /// Markdown tables under the lines that say where they were taken.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (what, value) in &self.host {
             writeln!(f, "{what}: {value}")?;
         }
         writeln!(f, "figures: median of {} (minimum to maximum)\n", self.runs)?;
         let head = ["step", "bhatti", "reference, same run", "ratio", "target"].map(str::to_owned);
-        let rows: Vec<[String; 5]> = std::iter::once(head).chain(self.rows.iter().map(Row::cells)).collect();
-        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: [usize; 5] = std::array::from_fn(width);
-        for (at, row) in rows.iter().enumerate() {
-            let cells: Vec<String> =
-                row.iter().zip(widths).map(|(text, width)| format!("{text:<width$}")).collect();
-            writeln!(f, "| {} |", cells.join(" | "))?;
-            if at == 0 {
-                let dashes: Vec<String> = widths.iter().map(|&width| "-".repeat(width)).collect();
-                writeln!(f, "| {} |", dashes.join(" | "))?;
-            }
+        let lines: Vec<Vec<String>> = self.rows.iter().map(Row::cells).collect();
+        write_table(f, &head, &lines)?;
+        for table in &self.tables {
+            writeln!(f, "\n{}\n", table.title)?;
+            write_table(f, &table.head, &table.lines)?;
+        }
+        if !self.notes.is_empty() {
+            writeln!(f)?;
+        }
+        for note in &self.notes {
+            writeln!(f, "- {note}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(values: &[f64]) -> Sample {
+        Sample { values: values.to_vec() }
+    }
+
+    #[test]
+    fn a_row_without_figures_says_why_and_reaches_nothing() {
+        let row = Row::missing("clones", "mkfs.xfs is not there").target(Target::AtMost(1.0));
+        assert_eq!(row.reached(), None);
+        assert_eq!(row.cells()[1], "not measured: mkfs.xfs is not there");
+    }
+
+    #[test]
+    fn a_target_is_judged_by_the_ratio_it_speaks_of() {
+        let row = Row::new("a", "ms", sample(&[2.0])).against("b", sample(&[30.0]));
+        assert_eq!(row.clone().target(Target::TimesBetter(10.0)).reached(), Some(true));
+        assert_eq!(row.clone().target(Target::TimesBetter(20.0)).reached(), Some(false));
+        assert_eq!(row.clone().target(Target::AtMost(1.5)).reached(), Some(false));
+        assert_eq!(row.target(Target::AtMostTimes(1.0)).reached(), Some(true));
+    }
+
+    #[test]
+    fn a_figure_alone_has_no_ratio() {
+        assert_eq!(Row::new("a", "MiB", sample(&[0.25])).cells(), ["a", "0.250 MiB", "", "", ""]);
     }
 }

@@ -1,8 +1,13 @@
 //! `bench`: the measured tables, on this host, by this program.
 
-use bench::{Options, Suite};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::args::{self, BenchSuite, Global};
+use bench::{Filesystem, Options, Suite};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{self, BenchFilesystem, BenchSuite, Global};
 use crate::client::data_dir;
 use crate::failure::{Failure, Result};
 use crate::output;
@@ -15,9 +20,26 @@ pub async fn bench(global: &Global, asked: args::Bench) -> Result<u8> {
         BenchSuite::Create | BenchSuite::Wake => vec![Suite::Life],
         BenchSuite::Exec => vec![Suite::Exec],
         BenchSuite::Density => vec![Suite::Density],
-        BenchSuite::All => vec![Suite::Life, Suite::Exec, Suite::Density],
+        BenchSuite::Storage => vec![Suite::Storage],
+        BenchSuite::All => vec![Suite::Life, Suite::Exec, Suite::Density, Suite::Storage],
     };
-    let options = Options { program, data_dir: data_dir(global)?, suites, runs: usize::from(asked.runs) };
+    let on = |filesystem: &BenchFilesystem| match filesystem {
+        BenchFilesystem::Here => Filesystem::Here,
+        BenchFilesystem::Ext4 => Filesystem::Ext4,
+        BenchFilesystem::Btrfs => Filesystem::Btrfs,
+        BenchFilesystem::Xfs => Filesystem::Xfs,
+    };
+    let data_dir = data_dir(global)?;
+    let beside = data_dir.parent().map_or_else(|| PathBuf::from("."), PathBuf::from);
+    let options = Options {
+        program,
+        scratch: asked.out.clone().unwrap_or(beside),
+        data_dir,
+        suites,
+        runs: usize::from(asked.runs),
+        on: asked.on.iter().map(on).collect(),
+        cancel: end_on_signals()?,
+    };
     // It blocks: it waits for one thing at a time and measures it.
     let report =
         tokio::task::spawn_blocking(move || bench::run(&options, &|step| eprintln!("bench: {step}")))
@@ -36,4 +58,22 @@ pub async fn bench(global: &Global, asked: args::Bench) -> Result<u8> {
         output::line(&report);
     }
     Ok(0)
+}
+
+/// True from the first signal on that asks for the end: mounts and machines are to go first. A second one does not wait.
+fn end_on_signals() -> Result<Arc<AtomicBool>> {
+    let cancel = Arc::new(AtomicBool::new(false));
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        let mut signals = signal(kind).map_err(|error| Failure::io("waiting for signals", &error))?;
+        let cancel = Arc::clone(&cancel);
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                if cancel.swap(true, Ordering::Relaxed) {
+                    std::process::exit(130);
+                }
+                eprintln!("bench: ending; what was made is removed first");
+            }
+        });
+    }
+    Ok(cancel)
 }

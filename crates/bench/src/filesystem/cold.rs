@@ -1,0 +1,73 @@
+//! What many cold sandboxes take on the disk, and whether `usage` tells the same as the filesystem.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::json;
+
+use super::accounts::{self, Standing};
+use super::{Across, Bed, Found};
+use crate::error::{Error, Result};
+use crate::sample::{Sample, mib};
+use crate::table::{Row, Target};
+
+/// Sandboxes for each run asked for.
+const A_RUN: usize = 20;
+/// Made at the same time: what waits for the guest need not wait alone.
+const AT_ONCE: usize = 3;
+
+pub(super) fn measure(bed: &Bed<'_>, across: &mut Across) -> Result<Found> {
+    let count = bed.options.runs * A_RUN;
+    let before = Standing::of(bed)?;
+    fill(bed, count)?;
+    let after = Standing::of(bed)?;
+    let n = f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    let taken = mib(before.free.saturating_sub(after.free)) / n;
+    let told = Sample {
+        values: after.usage.sandboxes.iter().map(|sandbox| mib(sandbox.figures.exclusive.0)).collect(),
+    };
+    across.cold_mib.push((bed.fs.clone(), taken));
+    let step = bed.step(&format!("{count} cold sandboxes, 1 MiB written in each: free space each took"));
+    let one = after.usage.sandboxes.first();
+    let files = one.map(|sandbox| {
+        let word = |file: &storage::FileUsage| {
+            format!("{} {:.2}", file.kind.as_str(), mib(file.figures.exclusive.0))
+        };
+        sandbox.files.iter().map(word).collect::<Vec<_>>().join(", ")
+    });
+    Ok(Found {
+        rows: vec![
+            Row::new(step, "MiB", Sample { values: vec![taken] }).target(Target::AtMost(4.0)),
+            Row::new(bed.step("the same, exclusive bytes of each by `du`"), "MiB", told)
+                .target(Target::AtMost(4.0)),
+            accounts::against_statfs(bed, &before, &after),
+        ],
+        notes: vec![format!("exclusive MiB of one such sandbox by file: {}", files.unwrap_or_default())],
+    })
+}
+
+fn fill(bed: &Bed<'_>, count: usize) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count {
+                return Ok(());
+            }
+            if number.is_multiple_of(50) {
+                bed.progress.step(&format!("{}: cold sandboxes: {number} of {count}", bed.fs))?;
+            }
+            bed.progress.go_on()?;
+            let name = format!("cold-{number}");
+            bed.daemon.post("/sandboxes", &json!({ "name": name }))?;
+            bed.sh(&name, "dd if=/dev/urandom of=/root/data bs=1M count=1 conv=fsync status=none")?;
+            bed.daemon.post(&format!("/sandboxes/{name}/stop"), &json!({}))?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
+        all.into_iter()
+            .map(|one| one.join().map_err(|_| Error::new("making sandboxes", "a thread panicked"))?)
+            .collect::<Result<Vec<()>>>()
+    })?;
+    Ok(())
+}
