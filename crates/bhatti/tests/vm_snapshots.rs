@@ -230,7 +230,7 @@ fn a_shell_goes_on_in_each_copy_and_nothing_is_typed_that_nobody_typed() {
     host.ok(&["create", "--name", "typist"]);
     let mut shell = host.command(&["shell", "typist", "--new"]).stdin(Stdio::piped()).spawn().unwrap();
     let (mut keys, mut screen) = (shell.stdin.take().unwrap(), shell.stdout.take().unwrap());
-    keys.write_all(b"mark=in-the-shell; stty -echo; cat > /dev/shm/typed\n").unwrap();
+    keys.write_all(b"mark=in-the-shell; stty -echo -icanon; cat > /dev/shm/typed\n").unwrap();
     let shown = thread::spawn(move || {
         let mut all = Vec::new();
         screen.read_to_end(&mut all).unwrap();
@@ -272,8 +272,8 @@ fn a_shell_goes_on_in_each_copy_and_nothing_is_typed_that_nobody_typed() {
         "until [ $(stat -c %s /dev/shm/typed) -ge {typed} ]; do sleep 0.05; done; stat -c %s /dev/shm/typed"
     );
     assert_eq!(host.sh("typist", &all), typed.to_string());
-    keys.write_all(b"\x04").unwrap();
-    keys.write_all(b"echo $mark > /dev/shm/mark; exit\n").unwrap();
+    host.sh("typist", "pkill -x cat");
+    keys.write_all(b"stty sane; echo $mark > /dev/shm/mark; exit\n").unwrap();
     assert_eq!(shell.wait().unwrap().code(), Some(0));
     shown.join().unwrap();
     assert_eq!(host.sh("typist", "cat /dev/shm/mark"), "in-the-shell");
