@@ -88,17 +88,18 @@ impl Actor {
             let _lock = dir.lock_machine()?;
             // A disk that nothing was written to since it was last frozen needs no other layer.
             let unchanged = !before.layers.is_empty() && dir.top_is_empty(&before)?;
-            let (manifest, frozen) = if unchanged || before.layout == StorageLayout::Reflink && staged.reflink_root(&dir)? {
-                if unchanged {
-                    staged.take_root(&dir.root_disk_path(before.layout), before.layout)?;
-                }
-                (before, None)
-            } else {
-                let mut freeze = dir.begin_freeze(&store)?;
-                make_top(&mut freeze)?;
-                staged.take_root(freeze.top_path(), StorageLayout::Overlay)?;
-                (freeze.commit()?, Some(freeze.layer().clone()))
-            };
+            let (manifest, frozen) =
+                if unchanged || before.layout == StorageLayout::Reflink && staged.reflink_root(&dir)? {
+                    if unchanged {
+                        staged.take_root(&dir.root_disk_path(before.layout), before.layout)?;
+                    }
+                    (before, None)
+                } else {
+                    let mut freeze = dir.begin_freeze(&store)?;
+                    make_top(&mut freeze)?;
+                    staged.take_root(freeze.top_path(), StorageLayout::Overlay)?;
+                    (freeze.commit()?, Some(freeze.layer().clone()))
+                };
             staged.take_config(&dir)?;
             if with_memory {
                 staged.take_memory(&dir)?;
@@ -127,7 +128,8 @@ impl Actor {
         }
         let ram = if with_memory { Some(running.machine.ram()?) } else { None };
         let (store, dir, before) = (self.services.store.clone(), self.dir.clone(), self.manifest.clone());
-        let reflink = before.layout == StorageLayout::Reflink && self.services.store.can_reflink(&self.dir)?;
+        let reflink =
+            before.layout == StorageLayout::Reflink && self.services.store.can_reflink(&self.dir)?;
         let looked_at = ram.clone();
         let (staged, freeze, buffer) = blocking(move || {
             staged.take_config(&dir)?;
@@ -164,12 +166,10 @@ impl Actor {
         }
         // From the switch on the freeze must be committed: the VMM writes to the new top.
         let turned = match (freeze, next) {
-            (Some(mut freeze), Some(next)) => {
-                running.machine.switch_top(next).await.map(|()| {
-                    freeze.turned();
-                    Some(freeze)
-                })
-            }
+            (Some(mut freeze), Some(next)) => running.machine.switch_top(next).await.map(|()| {
+                freeze.turned();
+                Some(freeze)
+            }),
             _ => Ok(None),
         };
         let (copied, committed) = match turned {
@@ -195,7 +195,9 @@ impl Actor {
     }
 
     fn running(&self) -> Result<&Running> {
-        self.running.as_ref().ok_or_else(|| Error::new(ErrorKind::Internal, "a running sandbox has no machine"))
+        self.running
+            .as_ref()
+            .ok_or_else(|| Error::new(ErrorKind::Internal, "a running sandbox has no machine"))
     }
 
     /// Tries again what an earlier verb could not commit, so that a guest stands still no longer than it must.

@@ -29,6 +29,10 @@ impl From<vm::Error> for Error {
     fn from(error: vm::Error) -> Self {
         use vm::ErrorKind as K;
         let (kind, hint) = match error.kind() {
+            // The VMM hands on what the system said (strerror(3)); there is no number for it in QMP.
+            K::Refused | K::Io if error.to_string().contains("No space left on device") => {
+                (ErrorKind::NoSpace, "")
+            }
             K::Missing | K::TooOld => {
                 (ErrorKind::NotReady, "install it, or name another with --qemu; `bhatti doctor` tells more")
             }

@@ -17,7 +17,7 @@ use crate::bring_up::{Origin, Pages, bring_up};
 use crate::create;
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch;
-use crate::services::{Services, blocking};
+use crate::services::{ROOM_FOR_A_SANDBOX, Services, blocking};
 use crate::state::{Happening, State};
 use crate::timing::Stopwatch;
 use crate::view::Timings;
@@ -72,7 +72,10 @@ impl Seed {
             Some(size) if size < source.disk_size_mib => {
                 return Err(Error::new(
                     ErrorKind::BadRequest,
-                    format!("a disk of {size} is smaller than the source's, which has {}", source.disk_size_mib),
+                    format!(
+                        "a disk of {size} is smaller than the source's, which has {}",
+                        source.disk_size_mib
+                    ),
                 )
                 .hint(format!("disks only grow: use {} or more", source.disk_size_mib.0)));
             }
@@ -124,6 +127,7 @@ pub(crate) async fn make(
     copy: Copy,
 ) -> Result<(Actor, Timings, Vec<String>)> {
     let mut watch = Stopwatch::start();
+    services.require_space(ROOM_FOR_A_SANDBOX, "a copy")?;
     let id = SandboxId::random();
     let mut manifest = seed.manifest_of(&id, &copy)?;
     create::check_disk_size(services, manifest.disk_size_mib)?;

@@ -16,7 +16,7 @@ use crate::bring_up::{Origin, Pages, bring_up};
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch;
 use crate::lease::Activity;
-use crate::services::{Services, blocking};
+use crate::services::{ROOM_FOR_A_SANDBOX, Services, blocking};
 use crate::state::{Happening, State};
 use crate::template::{self, Found, TemplateWish};
 use crate::timing::Stopwatch;
@@ -28,6 +28,7 @@ pub(crate) async fn create(
     spec: SandboxSpec,
 ) -> Result<(Actor, Timings, Vec<String>)> {
     let mut watch = Stopwatch::start();
+    services.require_space(ROOM_FOR_A_SANDBOX, "a sandbox")?;
     let wish = wish(services, &spec).await?;
     let disk_size = disk_size(&spec, &wish)?;
     check_disk_size(services, disk_size)?;
@@ -174,7 +175,10 @@ pub(crate) fn check_disk_size(services: &Services, size: Mebibytes) -> Result<()
     }
     Err(Error::new(
         ErrorKind::BadRequest,
-        format!("a disk of {size} is larger than the filesystem it would lie on, which has {}", most.floor_mib()),
+        format!(
+            "a disk of {size} is larger than the filesystem it would lie on, which has {}",
+            most.floor_mib()
+        ),
     )
     .hint("ask for a smaller one, or keep the data directory on a larger filesystem"))
 }

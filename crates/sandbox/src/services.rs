@@ -7,7 +7,7 @@ use std::time::Duration;
 use meta::Index;
 use storage::Store;
 use tokio::sync::OnceCell;
-use types::{Accel, Arch, StorageLayout};
+use types::{Accel, Arch, Bytes, StorageLayout};
 use vm::Qemu;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -41,6 +41,12 @@ impl HostConfig {
         }
     }
 }
+
+/// What a sandbox needs to be made: config drive, the overlay's own blocks, and what a guest writes in its first moments.
+pub(crate) const ROOM_FOR_A_SANDBOX: Bytes = Bytes(16 << 20);
+
+/// What a template needs to be made: the RAM of a booted guest, its disk, and some more.
+pub(crate) const ROOM_FOR_A_TEMPLATE: Bytes = Bytes(256 << 20);
 
 /// The rooms below, shared by all sandboxes of one host.
 #[derive(Debug)]
@@ -89,6 +95,20 @@ impl Services {
                 blocking(move || Ok(Qemu::discover(given.as_deref(), Arch::host())?)).await
             })
             .await
+    }
+
+    /// Refuses new work that the data root's filesystem has no room for: a machine that meets a full disk stands still,
+    /// and everybody else's with it.
+    pub(crate) fn require_space(&self, least: Bytes, what: &str) -> Result<()> {
+        let free = self.store.space()?.free;
+        if free >= least {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::NoSpace,
+            format!("{what} needs {least} free, and the data directory's filesystem has {free}: it is full"),
+        )
+        .hint("destroy what is not needed, `bhatti gc`, or make room there"))
     }
 
     /// The index, for a call that ends in well under a millisecond.

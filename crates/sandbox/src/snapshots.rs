@@ -161,8 +161,11 @@ impl Host {
             })
             .await?;
             if resume.strict && seed.memory.is_none() {
-                return Err(Error::new(ErrorKind::SlowPath, "that snapshot has no memory, so this would boot it")
-                    .hint("leave --strict away to boot it"));
+                return Err(Error::new(
+                    ErrorKind::SlowPath,
+                    "that snapshot has no memory, so this would boot it",
+                )
+                .hint("leave --strict away to boot it"));
             }
             let copy = Copy {
                 name: resume.name,
@@ -185,7 +188,8 @@ impl Host {
         let (store, owner, name) = (self.inner.services.store.clone(), owner.clone(), name.clone());
         let (gone, whose) = (name.clone(), owner.clone());
         blocking(move || {
-            let manifest = store.snapshots().open(&owner, &name).map(|snapshot| snapshot.record().sandbox.clone());
+            let manifest =
+                store.snapshots().open(&owner, &name).map(|snapshot| snapshot.record().sandbox.clone());
             store.snapshots().remove(&owner, &name)?;
             // One whose record cannot be read names what only `gc` can find.
             if let Ok(manifest) = manifest
@@ -258,14 +262,20 @@ impl Host {
         let mut taken = Vec::with_capacity(sorted.len());
         for pair in sorted.windows(2) {
             if pair[0] == pair[1] {
-                return Err(Error::new(ErrorKind::BadRequest, format!("two copies cannot both be named {}", pair[0])));
+                return Err(Error::new(
+                    ErrorKind::BadRequest,
+                    format!("two copies cannot both be named {}", pair[0]),
+                ));
             }
         }
         for name in sorted {
             taken.push(self.inner.names.lock(&(owner.clone(), name.clone())).await);
             if self.inner.registry.by_name(owner, &name).is_some() {
-                return Err(Error::new(ErrorKind::Conflict, format!("there is a sandbox named {name} already"))
-                    .hint("choose another name, or destroy that one first"));
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("there is a sandbox named {name} already"),
+                )
+                .hint("choose another name, or destroy that one first"));
             }
         }
         Ok(taken)
@@ -415,7 +425,8 @@ fn view(record: &SnapshotRecord, private: Bytes, stored: Bytes) -> SnapshotView 
 
 /// A snapshot with what its memory image says of itself.
 fn measured(store: &storage::Store, record: &SnapshotRecord) -> SnapshotView {
-    let image = store.snapshots().open(&record.owner, &record.name).and_then(|snapshot| snapshot.open_memory());
+    let image =
+        store.snapshots().open(&record.owner, &record.name).and_then(|snapshot| snapshot.open_memory());
     let stats = image.ok().flatten().map(|image| image.stats());
     let (private, stored) = stats.map_or((Bytes(0), Bytes(0)), |stats| (stats.private, stats.stored));
     view(record, private, stored)

@@ -14,7 +14,7 @@ use vm::Machine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch::{self, Frame};
 use crate::ram::Ram;
-use crate::services::{Services, blocking};
+use crate::services::{ROOM_FOR_A_TEMPLATE, Services, blocking};
 
 /// Everything a template's key stands for.
 #[derive(Debug, Clone)]
@@ -100,6 +100,7 @@ async fn find(services: &Services, key: &ContentId) -> Result<Option<TemplateRec
 }
 
 async fn make(services: &Services, wish: &TemplateWish, key: ContentId) -> Result<TemplateRecord> {
+    services.require_space(ROOM_FOR_A_TEMPLATE, "booting a template")?;
     tracing::info!(image = %wish.image.name, cpus = wish.cpus, memory = %wish.memory, "booting a template");
     let qemu = services.qemu().await?;
     let (store, ready) = (services.store.clone(), wish.clone());

@@ -67,8 +67,9 @@ pub(crate) fn fill(file: &Path, leave: u64) {
     use std::io::Write as _;
     let mut ballast = File::create(file).expect("a file");
     let parent = file.parent().expect("a directory");
+    // Root may use what is kept back for it, too.
     let free = || {
-        let space = Command::new("stat").args(["-f", "-c", "%a %S"]).arg(parent).output().expect("stat");
+        let space = Command::new("stat").args(["-f", "-c", "%f %S"]).arg(parent).output().expect("stat");
         let text = String::from_utf8_lossy(&space.stdout).into_owned();
         let mut numbers = text.split_whitespace().map(|number| number.parse::<u64>().expect("a number"));
         numbers.next().expect("blocks") * numbers.next().expect("their size")
