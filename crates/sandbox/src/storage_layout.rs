@@ -25,7 +25,7 @@ impl MeasuredLayout {
     /// The layout, why it was chosen, and what was measured: a line for people.
     pub(crate) fn words(&self) -> String {
         let choice = self.measured.choose();
-        format!("{}: {} ({})", choice.layout, choice.reason, self.measured)
+        format!("{}, {} ({})", choice.layout, choice.reason, self.measured)
     }
 }
 
