@@ -101,7 +101,13 @@ impl Host {
                     "total_ms": timings.total_ms(),
                 }),
             );
-            Ok(SnapshotReport { view, timings, warnings: Vec::new() })
+            let warning = (with_memory && record.disk_only()).then(|| {
+                format!(
+                    "{} was powered off and has no memory: the snapshot is its disk alone",
+                    record.source_name
+                )
+            });
+            Ok(SnapshotReport { view, timings, warnings: warning.into_iter().collect() })
         })
         .await
     }
