@@ -75,6 +75,8 @@ pub struct SnapshotUsage {
     pub figures: UsageFigures,
     /// Its files.
     pub files: Vec<FileUsage>,
+    /// Paths of the shared objects that it lies on.
+    pub lies_on: Vec<String>,
 }
 
 /// Anything else: what sandboxes share, volumes, and what the daemon keeps.

@@ -3,6 +3,7 @@
 mod bench;
 mod completion;
 mod create;
+mod du;
 mod events;
 mod exec;
 mod file;
@@ -41,6 +42,7 @@ pub async fn run(cli: Cli) -> Result<u8> {
         Verb::Shell(asked) => exec::shell(&client()?, json, asked).await,
         Verb::Snapshot(asked) => snapshot::snapshot(&client()?, json, asked).await,
         Verb::Fork(asked) => fork::fork(&client()?, json, asked).await,
+        Verb::Du(asked) => du::du(&global, asked).await,
         Verb::File(asked) => file::file(&client()?, json, asked).await,
         Verb::Image(asked) => image::image(&client()?, json, asked).await,
         Verb::Events(asked) => events::events(&client()?, json, asked).await,

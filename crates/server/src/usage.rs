@@ -1,5 +1,7 @@
 //! `/usage`: where the bytes are.
 
+use std::path::PathBuf;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use types::Owner;
@@ -58,7 +60,7 @@ fn tell(usage: sandbox::Usage) -> api::Usage {
                 owner: owner(of.owner),
                 figures: figures(of.figures),
                 files: files(of.files),
-                lies_on: of.lies_on.iter().map(|path| path.display().to_string()).collect(),
+                lies_on: paths(&of.lies_on),
             })
             .collect(),
         snapshots: (usage.snapshots.into_iter())
@@ -67,6 +69,7 @@ fn tell(usage: sandbox::Usage) -> api::Usage {
                 owner: owner(of.owner),
                 figures: figures(of.figures),
                 files: files(of.files),
+                lies_on: paths(&of.lies_on),
             })
             .collect(),
         objects: (usage.objects.into_iter())
@@ -94,6 +97,10 @@ fn figures(figures: sandbox::Figures) -> api::UsageFigures {
         dedup_ratio: rounded(figures.dedup_ratio()),
         compression_ratio: rounded(figures.compression_ratio()),
     }
+}
+
+fn paths(paths: &[PathBuf]) -> Vec<String> {
+    paths.iter().map(|path| path.display().to_string()).collect()
 }
 
 fn files(files: Vec<sandbox::FileUsage>) -> Vec<api::FileUsage> {

@@ -192,6 +192,8 @@ pub struct SnapshotUsage {
     pub figures: Figures,
     /// Its files.
     pub files: Vec<FileUsage>,
+    /// The shared objects that it lies on, by their [`ObjectUsage::path`].
+    pub lies_on: Vec<PathBuf>,
 }
 
 /// Anything that is not in a sandbox or a snapshot.
@@ -256,9 +258,12 @@ impl Usage {
         Some(self)
     }
 
-    /// Keeps the objects that the sandboxes lie on, and others.
+    /// Keeps the objects that sandboxes and snapshots lie on, and others.
     fn keep_objects(&mut self, others: impl Fn(&ObjectUsage) -> bool) {
-        let under: BTreeSet<&PathBuf> = self.sandboxes.iter().flat_map(|sandbox| &sandbox.lies_on).collect();
+        let (sandboxes, snapshots) = (self.sandboxes.iter(), self.snapshots.iter());
+        let under: BTreeSet<&PathBuf> = (sandboxes.flat_map(|sandbox| &sandbox.lies_on))
+            .chain(snapshots.flat_map(|snapshot| &snapshot.lies_on))
+            .collect();
         self.objects.retain(|object| under.contains(&object.path) || others(object));
     }
 }

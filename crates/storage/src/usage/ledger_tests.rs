@@ -161,12 +161,24 @@ fn many_clones_of_one_extent_are_counted_in_no_time() {
     assert!(took < Duration::from_secs(if cfg!(debug_assertions) { 10 } else { 1 }), "{took:?}");
 }
 
+/// Address space, beginning, length, and whether the filesystem says that it is shared.
+type SmallStretch = (u16, u64, u64, bool);
+
+/// Who has one byte.
+#[derive(Debug, Default)]
+struct Holders {
+    leaves: BTreeSet<usize>,
+    references: usize,
+    shared: bool,
+    elsewhere: bool,
+}
+
 /// A small disk on which everything can be counted byte by byte.
 #[derive(Debug, Clone)]
 struct Case {
     /// Parent of each node, which has a lower number; node 0 is the whole.
     parents: Vec<usize>,
-    inodes: Vec<(BTreeSet<usize>, InodeBytes, Vec<(u16, u64, u64, bool)>)>,
+    inodes: Vec<(BTreeSet<usize>, InodeBytes, Vec<SmallStretch>)>,
 }
 
 prop_compose! {
@@ -227,18 +239,16 @@ impl Case {
         ledger.balance()
     }
 
-    /// Byte by byte: the leaves that have it, how many references, and whether somebody outside has it.
-    fn disk(&self) -> BTreeMap<(u16, u64), (BTreeSet<usize>, usize, bool, bool)> {
+    fn disk(&self) -> BTreeMap<(u16, u64), Holders> {
         let mut disk = BTreeMap::new();
         for (names, bytes, stretches) in &self.inodes {
             for &(space, start, stored, shared) in stretches {
                 for byte in start..start + stored {
-                    let entry: &mut (BTreeSet<usize>, usize, bool, bool) =
-                        disk.entry((space, byte)).or_default();
-                    entry.0.extend(names);
-                    entry.1 += 1;
-                    entry.2 |= shared;
-                    entry.3 |= bytes.named_elsewhere;
+                    let holders: &mut Holders = disk.entry((space, byte)).or_default();
+                    holders.leaves.extend(names);
+                    holders.references += 1;
+                    holders.shared |= shared;
+                    holders.elsewhere |= bytes.named_elsewhere;
                 }
             }
         }
@@ -260,12 +270,12 @@ impl Case {
                 }
             }
         }
-        for (leaves, references, shared, elsewhere) in self.disk().values() {
-            if leaves.iter().any(|leaf| inside.contains(leaf)) {
+        for holders in self.disk().values() {
+            if holders.leaves.iter().any(|leaf| inside.contains(leaf)) {
                 sums.physical += 1;
                 sums.unique += 1;
-                let outside = *elsewhere || (*shared && *references == 1);
-                if !outside && leaves.is_subset(&inside) {
+                let outside = holders.elsewhere || (holders.shared && holders.references == 1);
+                if !outside && holders.leaves.is_subset(&inside) {
                     sums.exclusive += 1;
                 }
             }

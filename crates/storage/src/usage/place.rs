@@ -46,11 +46,11 @@ pub(crate) fn place(path: &Path, is_dir: bool) -> Place {
         [] => structure(),
         // What somebody makes or removes just now, wherever it is; in a sandbox it is the sandbox's.
         [first, ..] if is_staging(first) => object(UsageKind::Staging, 1),
-        ["images" | "layers" | "bases" | "templates" | "kernel" | "sandboxes", name, ..]
-            if is_staging(name) =>
-        {
-            object(UsageKind::Staging, 2)
-        }
+        [
+            "images" | "layers" | "bases" | "templates" | "kernel" | "sandboxes" | "snapshots" | "volumes",
+            name,
+            ..,
+        ] if is_staging(name) => object(UsageKind::Staging, 2),
         ["images", "objects", name, ..]
         | ["templates", "zero", name, ..]
         | ["volumes" | "snapshots", _, name, ..]
@@ -66,6 +66,8 @@ pub(crate) fn place(path: &Path, is_dir: bool) -> Place {
         ["bases", name, ..] => Thing::Object(UsageKind::Base, Path::new("bases").join(stem(name))),
         ["templates", "zero", ..] => object(UsageKind::Base, 2),
         ["templates", _, ..] => object(UsageKind::Template, 2),
+        // Which kernel is the one for an architecture.
+        ["kernel", name] if name.ends_with(".json") => object(UsageKind::Record, 2),
         ["kernel", _, ..] => object(UsageKind::Kernel, 2),
         ["sandboxes", id, ..] => Thing::Sandbox(id.to_owned()),
         ["snapshots" | "volumes", _] if is_dir => structure(),
@@ -169,6 +171,7 @@ mod tests {
             ("templates/ab/", object(K::Template, "templates/ab"), K::Directory),
             ("templates/ab/ram.base", object(K::Template, "templates/ab"), K::Base),
             ("templates/ab/rootfs.qcow2", object(K::Template, "templates/ab"), K::RootDisk),
+            ("kernel/amd64.json", object(K::Record, "kernel/amd64.json"), K::Record),
             ("kernel/ab/vmlinuz", object(K::Kernel, "kernel/ab"), K::Kernel),
             ("sandboxes/0123456789abcdef/", sandbox(), K::Directory),
             ("sandboxes/0123456789abcdef/rootfs.ext4", sandbox(), K::RootDisk),
@@ -194,6 +197,7 @@ mod tests {
             ("images/.new-scratch-1/a/b", object(K::Staging, "images/.new-scratch-1"), K::Staging),
             ("images/objects/.new-1", object(K::Staging, "images/objects/.new-1"), K::Staging),
             ("sandboxes/.gone-1/rootfs.ext4", object(K::Staging, "sandboxes/.gone-1"), K::Staging),
+            ("snapshots/.new-fork-1/x", object(K::Staging, "snapshots/.new-fork-1"), K::Staging),
             ("snapshots/admin/.new-warm/x", object(K::Staging, "snapshots/admin/.new-warm"), K::Staging),
         ];
         for (path, thing, kind) in cases {

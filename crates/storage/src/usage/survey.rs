@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use types::{Bytes, ContentId, Owner};
+use types::{Bytes, ContentId, Owner, SnapshotName};
 
 use crate::layout;
 use crate::manifest::{Manifest, RamBase};
@@ -236,7 +236,11 @@ impl Survey {
                     usage.sandboxes.push(SandboxUsage { id, name, owner, figures, files, lies_on });
                 }
                 Thing::Snapshot(owner, name) => {
-                    usage.snapshots.push(SnapshotUsage { name, owner: owner.parse().ok(), figures, files });
+                    let owner: Option<Owner> = owner.parse().ok();
+                    let record = owner.as_ref().zip(name.parse::<SnapshotName>().ok());
+                    let record = record.and_then(|(owner, name)| store.snapshots().open(owner, &name).ok());
+                    let lies_on = record.map(|dir| lies_on(&dir.record().sandbox)).unwrap_or_default();
+                    usage.snapshots.push(SnapshotUsage { name, owner, figures, files, lies_on });
                 }
                 Thing::Volume(owner, name) => {
                     let (kind, path) =
