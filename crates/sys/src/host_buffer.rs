@@ -35,7 +35,7 @@ impl PageBuffer {
     /// There is not enough memory or address space.
     pub fn prefaulted(bytes: usize) -> io::Result<Self> {
         let buffer = Self::mapped(bytes)?;
-        // Two huge pages more on this side would not matter; a boundary within one would.
+        // A huge page is made by one of the threads, never half by each.
         let half = if bytes < WORTH_TWO_THREADS { bytes } else { (bytes / 2).next_multiple_of(HUGE) };
         std::thread::scope(|scope| {
             let other = (half < bytes).then(|| {

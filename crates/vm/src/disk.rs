@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{Inner, Machine};
 use crate::nodes::{self, ROOT_NODE, TOP_PREFIX, file_of};
 use crate::qmp::{Command, Fold};
-use crate::spec::DiskFile;
+use crate::spec::{DiskFile, DiskFormat};
 
 /// The job that folds; there is one at a time.
 pub(crate) const FOLD_JOB: &str = "fold";
@@ -165,8 +165,8 @@ impl Machine {
     }
 
     /// Copies what lies between the top and the disk's last file into the top, while the guest runs; the VMM closes
-    /// the files between, which nobody needs then to run this machine. The header of the top names the last file
-    /// then. Nothing is synced. Waits for the end; when this future is dropped the copying ends soon after, and the
+    /// the files between, which nobody needs then to run this machine: the top is synced, and its header names the
+    /// last file. Waits for the end; when this future is dropped the copying ends soon after, and the
     /// other verbs here wait for that.
     ///
     /// # Errors
@@ -185,11 +185,13 @@ impl Machine {
     /// The VMM is gone.
     pub async fn top_file(&self) -> Result<String> {
         const OP: &str = "asking for the disk's top";
-        let top = self.inner.top(OP).await?;
-        let nodes = self.inner.named_nodes(OP).await?;
-        let file = nodes.into_iter().find(|(name, _)| *name == top).and_then(|(_, node)| {
-            node["image"]["filename"].as_str().map(str::to_owned)
-        });
+        let inner = &self.inner;
+        let _turn = inner.disk.take().await;
+        // The format's own name for itself tells of all the nodes below it once they are not what its header says.
+        let bytes = file_of(&inner.top(OP).await?);
+        let nodes = inner.named_nodes(OP).await?;
+        let node = nodes.iter().find(|(name, _)| *name == bytes).map(|(_, node)| node);
+        let file = node.and_then(|node| node["file"].as_str()).map(str::to_owned);
         file.ok_or_else(|| Error::new(ErrorKind::Protocol, OP, "the disk's top has no file"))
     }
 
@@ -243,6 +245,7 @@ async fn fold(inner: Arc<Inner>, mut unwanted: oneshot::Receiver<Infallible>) ->
         (true, Some(said)) => Err(Error::new(ErrorKind::Refused, OP, said)),
         (true, None) if cancelled => Ok(Folded::GaveWay),
         (true, None) => {
+            inner.sync_top(OP, top, base).await?;
             let between: Vec<&str> = between.iter().map(String::as_str).collect();
             inner.close_nodes(OP, &between).await?;
             Ok(Folded::Whole)
@@ -300,6 +303,14 @@ impl Inner {
         let nodes = self.named_nodes(op).await?;
         let above = nodes.iter().find(|(name, _)| name == above).map(|(_, node)| node);
         Ok(above.and_then(|node| node["image"]["backing-filename"].as_str()).map(str::to_owned))
+    }
+
+    /// Has the VMM write all that it keeps of the top, and sync it. A job's end does neither, and syncing the file from
+    /// outside would miss what only the VMM's memory has. To be reopened as it is flushes a node (qapi's
+    /// `blockdev-reopen`), and tells when that fails.
+    async fn sync_top(&self, op: &'static str, top: &str, below: &str) -> Result<()> {
+        let options = nodes::over(top, DiskFormat::Qcow2, Some(below));
+        self.call(op, Command::with("blockdev-reopen", json!({"options": [options]}))).await.map(drop)
     }
 
     /// Closes nodes that nothing uses, each before those below it.

@@ -65,18 +65,23 @@ pub(crate) fn writable(name: &str, file: &DiskFile, backing: Option<&str>) -> Re
     let bytes = json!({
         "driver": "file", "node-name": file_of(name), "filename": text(&file.path)?, "discard": "unmap",
     });
+    Ok([bytes, over(name, file.format, backing)])
+}
+
+/// The format over the bytes of [`writable`], with all its options.
+pub(crate) fn over(name: &str, format: DiskFormat, backing: Option<&str>) -> Value {
     let mut node = json!({
-        "driver": driver(file.format),
+        "driver": driver(format),
         "node-name": name,
         "discard": "unmap",
         "detect-zeroes": "unmap",
         "file": file_of(name),
     });
-    if file.format == DiskFormat::Qcow2 {
+    if format == DiskFormat::Qcow2 {
         // Null where there is none: the file's own header is never followed.
         node["backing"] = json!(backing);
     }
-    Ok([bytes, node])
+    node
 }
 
 const fn driver(format: DiskFormat) -> &'static str {

@@ -113,6 +113,8 @@ async fn a_switch(qemu: &Qemu, format: DiskFormat, paused: bool) {
     begin_writing(&mut shell).await;
 
     home.overlay("next", &DiskFile { path: "layer".into(), format }, "64M");
+    let now = home.root.top.path.to_str().unwrap();
+    assert_eq!(machine.top_file().await.unwrap(), now);
     let t0 = Instant::now();
     let top = machine.open_top("next").await.unwrap();
     let opened = t0.elapsed();
@@ -126,6 +128,7 @@ async fn a_switch(qemu: &Qemu, format: DiskFormat, paused: bool) {
     let t0 = Instant::now();
     machine.switch_top(top).await.unwrap();
     eprintln!("open_top {opened:?}, switch_top {:?}", t0.elapsed());
+    assert_eq!(machine.top_file().await.unwrap(), "next", "the name that it was opened by");
     if !paused {
         freeze(&home, "next", "layer");
     }
@@ -239,6 +242,7 @@ async fn a_top_that_is_not_switched_to_leaves_everything_as_it_was() {
             let content = fs::read(home.dir.join("next")).unwrap();
             let time = fs::metadata(home.dir.join("next")).unwrap().mtime_nsec();
             let top = machine.open_top("next").await.unwrap();
+            assert_ne!(machine.top_file().await.unwrap(), "next");
             assert_eq!(open_in(&machine, &home).len(), open.len() + 1);
             machine.close_top(top).await.unwrap();
             assert_eq!(open_in(&machine, &home), open);
