@@ -1,5 +1,6 @@
 //! What can be typed: every verb and flag, and nothing of what they do.
 
+mod setup;
 mod snapshot;
 
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use std::str::FromStr;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use types::{ImageName, SandboxName};
 
+pub use setup::{Setup, Storage};
 pub use snapshot::{Copied, Fork, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotResume, SnapshotWhich};
 
 /// Many Linux microVMs on one host: created in a blink, asleep for the price of what they changed.
@@ -100,38 +102,6 @@ pub enum Verb {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Storage {
-    /// What suits the filesystem that is there
-    Auto,
-    /// A plain directory
-    Here,
-    /// A btrfs in a file
-    BtrfsLoop,
-}
-
-#[derive(Debug, Args)]
-pub struct Setup {
-    /// How data is to be kept; `auto` and `here` use the plain data directory
-    #[arg(long, value_enum, default_value_t = Storage::Auto)]
-    pub storage: Storage,
-    /// Size of the btrfs of `--storage btrfs-loop`
-    #[arg(long, default_value = "20G", value_name = "SIZE")]
-    pub size: String,
-    /// Guest kernel to use instead of the distribution's
-    #[arg(long, value_name = "PATH", requires = "modules")]
-    pub kernel: Option<PathBuf>,
-    /// Directory lib/modules/VERSION that belongs to --kernel
-    #[arg(long, value_name = "PATH", requires = "kernel")]
-    pub modules: Option<PathBuf>,
-    /// VMM to use [default: qemu-system-x86_64 or qemu-system-aarch64 in PATH]
-    #[arg(long, value_name = "PATH")]
-    pub qemu: Option<PathBuf>,
-    /// Make everything anew
-    #[arg(long)]
-    pub force: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BenchSuite {
     /// Create, stop and wake, against a cold boot and QEMU's own migration
     Create,
@@ -184,7 +154,7 @@ pub struct Doctor {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Layout {
-    /// What suits the filesystem
+    /// What measured better on this filesystem
     Auto,
     /// Overlays on the one base image, which share its page cache
     Overlay,

@@ -138,7 +138,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!((serve.warm_after, serve.cold_after, serve.standby), (30, 1800, 0));
     assert_eq!(serve.storage_layout, Layout::Auto);
     let Verb::Setup(setup) = verb(&["setup"]) else { panic!("setup") };
-    assert_eq!((setup.storage, setup.size.as_str()), (Storage::Auto, "20G"));
+    assert_eq!((setup.storage, setup.size, setup.undo), (Storage::Auto, None, false));
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod fork;
 mod image;
 mod inspect;
 mod lifecycle;
+mod loop_storage;
 mod prepare;
 mod snapshot;
 mod version;

@@ -28,6 +28,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::FdFlags;
 use types::Bytes;
 
 use crate::clone::CloneOptions;
@@ -177,13 +178,15 @@ impl Relocation {
         self.beside(".btrfs.mount")
     }
 
-    /// Waits until nobody else moves a data root in the same directory.
+    /// Waits until nobody else moves a data root in the same directory. Programs that are started while it is held hold
+    /// it too: of a run that was killed, a mount or unmount under way is waited for.
     ///
     /// # Errors
     /// What the system says.
     pub fn lock(&self) -> Result<RelocationLock> {
         let fail = |error: io::Error| Error::io("lock", self.parent(), error);
         let parent = File::open(self.parent()).map_err(fail)?;
+        rustix::io::fcntl_setfd(&parent, FdFlags::empty()).map_err(|error| fail(error.into()))?;
         loop {
             match flock(&parent, FlockOperation::LockExclusive) {
                 Ok(()) => return Ok(RelocationLock { _parent: parent }),
@@ -429,6 +432,7 @@ impl Relocation {
     /// # Errors
     /// What the system says.
     pub fn remove_unit_text(&self) -> Result<()> {
+        durable::remove_if_there(&durable::new_name(&self.unit_text()))?;
         durable::remove_if_there(&self.unit_text()).map(drop)
     }
 }
@@ -584,5 +588,21 @@ mod tests {
         drop(machine);
         drop(place.hold().unwrap());
         assert!(Relocation::of(Path::new("/")).is_err());
+    }
+
+    #[test]
+    fn a_program_that_was_started_under_the_lock_holds_it() {
+        let (_dir, place) = made();
+        let lock = place.lock().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        drop(lock);
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| place.lock().unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(!second.is_finished());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            second.join().unwrap();
+        });
     }
 }

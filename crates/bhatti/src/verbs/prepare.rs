@@ -1,6 +1,6 @@
 //! `setup` and `doctor`: what is done to and said of this host, without a daemon.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -9,25 +9,15 @@ use serde_json::json;
 
 use crate::args::{self, Global, Storage};
 use crate::client::data_dir;
-use crate::failure::{FAILED, Failure, Result};
+use crate::failure::{FAILED, Result};
+use crate::verbs::loop_storage;
 use crate::{output, terminal};
 
 /// The guest's agent, as built by this program's build script.
 static AGENT: &[u8] = include_bytes!(env!("BHATTI_AGENT"));
 
 pub async fn setup(global: &Global, asked: args::Setup) -> Result<u8> {
-    if asked.storage == Storage::BtrfsLoop {
-        return Err(Failure::new("not_supported", "--storage btrfs-loop: is not there yet in this version")
-            .hint("use `--storage here`, or put the data directory on a btrfs of your own with --data-dir"));
-    }
-    let host = HostConfig { qemu: asked.qemu, ..HostConfig::new(data_dir(global)?) };
-    let config = SetupConfig {
-        host,
-        agent: AGENT,
-        agent_version: env!("CARGO_PKG_VERSION"),
-        kernel: asked.kernel.zip(asked.modules),
-        force: asked.force,
-    };
+    let data_dir = data_dir(global)?;
     let cancel = Cancel::new();
     let asked_to_stop = cancel.clone();
     tokio::spawn(async move {
@@ -36,7 +26,29 @@ pub async fn setup(global: &Global, asked: args::Setup) -> Result<u8> {
         }
     });
     let shown = Shown::new(terminal::can_draw());
+    let storage = loop_storage::prepare(&data_dir, &asked, cancel.clone(), shown.clone()).await?;
+    if !global.json {
+        storage.tell();
+    }
+    if storage.is_all(&asked) {
+        if global.json {
+            output::document(&json!({ "storage": storage.document() }));
+        }
+        return Ok(0);
+    }
+    let host = HostConfig { qemu: asked.qemu, ..HostConfig::new(&data_dir) };
+    let config = SetupConfig {
+        host,
+        agent: AGENT,
+        agent_version: env!("CARGO_PKG_VERSION"),
+        kernel: asked.kernel.zip(asked.modules),
+        force: asked.force,
+    };
     let report = sandbox::setup(config, cancel, move |step| shown.step(step)).await?;
+    let advice = match asked.storage {
+        Storage::Auto => sandbox::loop_advice(data_dir).await,
+        Storage::Here | Storage::BtrfsLoop => None,
+    };
     if global.json {
         output::document(&json!({
             "kernel": report.kernel,
@@ -44,6 +56,8 @@ pub async fn setup(global: &Global, asked: args::Setup) -> Result<u8> {
             "accel": report.accel.as_str(),
             "why_not_kvm": report.why_not_kvm,
             "changed": report.changed,
+            "storage": storage.document(),
+            "advice": advice,
         }));
         return Ok(0);
     }
@@ -59,20 +73,24 @@ pub async fn setup(global: &Global, asked: args::Setup) -> Result<u8> {
             report.why_not_kvm
         );
     }
+    if let Some(advice) = advice {
+        eprintln!("note: {advice}");
+    }
     Ok(0)
 }
 
 /// Progress on stderr: a bar for the step at hand on a terminal, a line for each step that ended elsewhere.
-struct Shown {
-    bar: Option<Mutex<ProgressBar>>,
+#[derive(Clone)]
+pub(super) struct Shown {
+    bar: Option<Arc<Mutex<ProgressBar>>>,
 }
 
 impl Shown {
     fn new(draw: bool) -> Self {
-        Self { bar: draw.then(|| Mutex::new(ProgressBar::hidden())) }
+        Self { bar: draw.then(|| Arc::new(Mutex::new(ProgressBar::hidden()))) }
     }
 
-    fn step(&self, step: SetupStep) {
+    pub(super) fn step(&self, step: SetupStep) {
         match step {
             SetupStep::Begin { what } => match self.bar() {
                 Some(mut bar) => *bar = spinner(what),
