@@ -305,8 +305,8 @@ impl Inner {
         Ok(above.and_then(|node| node["image"]["backing-filename"].as_str()).map(str::to_owned))
     }
 
-    /// Has the VMM write all that it keeps of the top, and sync it. With QEMU 7.2 a job's end does neither, and syncing it from
-    /// outside would miss what only the VMM's memory has. To be reopened as it is flushes a node (qapi's
+    /// Has the VMM write all that it keeps of the top, and sync it. With QEMU 7.2 a job's end does neither, and syncing
+    /// the file from outside would miss what only the VMM's memory has. To be reopened as it is flushes a node (qapi's
     /// `blockdev-reopen`), and tells when that fails.
     async fn sync_top(&self, op: &'static str, top: &str, below: &str) -> Result<()> {
         let options = nodes::over(top, DiskFormat::Qcow2, Some(below));
