@@ -84,6 +84,10 @@ pub enum Verb {
     Fork(Fork),
     /// Tell where the bytes are: apparent, referenced, physical, exclusive
     Du(Du),
+    /// Check everything that is stored: manifests, checksums, bases, layers, references
+    Fsck(Fsck),
+    /// Remove what nothing names any more
+    Gc(Gc),
     /// Read, write and list files of a sandbox
     #[command(subcommand)]
     File(File),
@@ -487,6 +491,23 @@ pub struct Du {
     /// Compare with compsize, and with what is free before and after files were made; off by more than 1% is a failure
     #[arg(long, conflicts_with = "sandbox")]
     pub verify: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Fsck {
+    /// Mend what can be mended without losing anything; what cannot is moved to quarantine/ in the data directory
+    #[arg(long)]
+    pub repair: bool,
+    /// Only tell, which is what is done without --repair
+    #[arg(long, conflicts_with = "repair")]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Gc {
+    /// Only tell what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Subcommand)]

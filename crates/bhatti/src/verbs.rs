@@ -14,6 +14,7 @@ mod lifecycle;
 mod loop_storage;
 mod prepare;
 mod snapshot;
+mod upkeep;
 mod version;
 
 use crate::args::{Cli, Verb};
@@ -44,6 +45,8 @@ pub async fn run(cli: Cli) -> Result<u8> {
         Verb::Snapshot(asked) => snapshot::snapshot(&client()?, json, asked).await,
         Verb::Fork(asked) => fork::fork(&client()?, json, asked).await,
         Verb::Du(asked) => du::du(&global, asked).await,
+        Verb::Fsck(asked) => upkeep::fsck(&global, asked).await,
+        Verb::Gc(asked) => upkeep::gc(&global, asked).await,
         Verb::File(asked) => file::file(&client()?, json, asked).await,
         Verb::Image(asked) => image::image(&client()?, json, asked).await,
         Verb::Events(asked) => events::events(&client()?, json, asked).await,

@@ -278,12 +278,9 @@ async fn copy(
     still: StandingStill,
     staged: StagedSnapshot,
 ) -> Result<(StagedSnapshot, Option<Captured>)> {
-    if still.with_memory {
-        machine.save_devices(storage::layout::VM_SNAP_NEW).await?;
-    }
-    let dir = dir.clone();
-    blocking(move || {
-        if still.layout == StorageLayout::Reflink && !staged.has_root() && !staged.reflink_root(&dir)? {
+    let there = dir.clone();
+    let pages = blocking(move || {
+        if still.layout == StorageLayout::Reflink && !staged.has_root() && !staged.reflink_root(&there)? {
             let text = "the filesystem shared extents before and refuses now";
             return Err(Error::new(ErrorKind::Internal, text));
         }
@@ -291,9 +288,24 @@ async fn copy(
             (Some(buffer), Some(ram)) => Some(buffer.capture(&ram).map_err(unreadable)?),
             _ => None,
         };
-        if still.with_memory {
-            staged.take_devices(&dir)?;
+        Ok((staged, pages))
+    });
+    let devices = async {
+        match still.with_memory {
+            true => machine.save_devices(storage::layout::VM_SNAP_NEW).await,
+            false => Ok(()),
         }
+    };
+    // The VMM writes its devices while the pages are copied: neither touches the other's.
+    let (copied, saved) = tokio::join!(pages, devices);
+    let (staged, pages) = copied?;
+    saved?;
+    if !still.with_memory {
+        return Ok((staged, pages));
+    }
+    let dir = dir.clone();
+    blocking(move || {
+        staged.take_devices(&dir)?;
         Ok((staged, pages))
     })
     .await

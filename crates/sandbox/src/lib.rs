@@ -37,6 +37,7 @@ mod state;
 mod storage_layout;
 mod template;
 mod timing;
+mod upkeep;
 mod usage;
 mod view;
 mod wake;
@@ -54,7 +55,10 @@ pub use loop_setup::{LoopConfig, LoopReport, loop_advice, loop_storage};
 pub use services::HostConfig;
 pub use setup::{SetupConfig, SetupReport, SetupStep, setup};
 pub use snapshots::{Fork, Resume, SnapshotWish};
-pub use storage::{Figures, FileUsage, ImageRecord, Trial, Usage};
+pub use storage::{
+    Figures, FileUsage, Finding, FsckProgress, FsckReport, GcItem, ImageRecord, Outcome, Severity, Trial, Usage,
+};
+pub use upkeep::{Gc, Upkeep};
 pub use usage::UsageCheck;
 pub use view::{
     EventView, HostInfo, Report, SandboxView, SnapshotReport, SnapshotView, Status, Timings, Transition,

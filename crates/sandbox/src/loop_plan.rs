@@ -503,8 +503,7 @@ pub(crate) fn undisturbed(facts: &Facts) -> Result<()> {
         .hint("unmount that first"));
     }
     if !facts.users.is_empty() {
-        let who: Vec<_> =
-            facts.users.iter().map(|user| format!("{} (pid {})", user.program, user.pid)).collect();
+        let who: Vec<_> = facts.users.iter().map(DirUser::to_string).collect();
         return Err(Error::new(ErrorKind::Busy, format!("{root}: is in use by {}", who.join(", "))).hint(
             "stop the sandboxes (`bhatti stop NAME`), end the daemon, leave the directory; then try again",
         ));

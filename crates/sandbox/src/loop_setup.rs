@@ -226,7 +226,10 @@ impl Work<'_> {
             Step::Unmount => {
                 // An open lock file is a use of the filesystem.
                 *held = None;
-                image::unmount_btrfs_file(&place.backing(), place.root())?;
+                image::unmount_btrfs_file(&place.backing(), place.root()).map_err(|error| {
+                    Error::new(ErrorKind::Busy, error.to_string())
+                        .hint("end what uses it, then try again; everything is as it was")
+                })?;
             }
             Step::InstallUnit => self.install_unit()?,
             Step::KeepUnitText => place.keep_unit_text(&self.unit()?.text())?,

@@ -1,6 +1,6 @@
 //! Who is there: every sandbox by id and by name, and the way to its owner.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::mpsc;
@@ -75,6 +75,11 @@ impl Registry {
         let tables = self.read();
         let id = tables.by_name.get(&(owner.clone(), name.clone()))?;
         tables.by_id.get(id).cloned()
+    }
+
+    /// Every sandbox's id.
+    pub(crate) fn ids(&self) -> HashSet<SandboxId> {
+        self.read().by_id.keys().cloned().collect()
     }
 
     pub(crate) fn of_owner(&self, owner: &Owner) -> Vec<Entry> {

@@ -37,6 +37,17 @@ pub(crate) async fn reopen(host: &Host) -> Result<()> {
         Ok((store.sandboxes()?, store.probe()?.reflink))
     })
     .await?;
+    let store = services.store.clone();
+    match blocking(move || crate::upkeep::collect_unnamed(&store)).await {
+        Ok(gone) => {
+            for item in &gone.removed {
+                tracing::info!(kind = item.kind.as_str(), name = %item.name, "left by a crash and named by nobody");
+            }
+        }
+        Err(error) => {
+            tracing::warn!(error = %error.with_causes(), "what a crash left unnamed stays; `bhatti gc` removes it")
+        }
+    }
     let known = services.index().all_sandboxes()?;
     let mut rows = Vec::with_capacity(found.len());
     for (id, manifest) in found {

@@ -29,6 +29,7 @@ mod shell;
 mod snapshots;
 mod stream;
 mod tell;
+mod upkeep;
 mod usage;
 mod websocket;
 
@@ -37,3 +38,4 @@ pub use listen::{Listeners, serve};
 pub use openapi::openapi_json;
 pub use refusal::Refusal;
 pub use router::{Door, router};
+pub use tell::{fsck as fsck_reply, gc as gc_reply};

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::{AdminKey, TcpRules, tcp_door, unix_door};
-use crate::{events, exec, files, host, sandboxes, shell, snapshots, usage};
+use crate::{events, exec, files, host, sandboxes, shell, snapshots, upkeep, usage};
 
 /// What every route has at hand.
 #[derive(Clone)]
@@ -84,6 +84,8 @@ pub(crate) fn with_drain(host: Host, door: Door, drain: Drain) -> Router {
         .route("/sandboxes/{id}/snapshots", post(snapshots::create))
         .route("/sandboxes/{id}/usage", get(usage::of_sandbox))
         .route("/usage", get(usage::usage))
+        .route("/fsck", post(upkeep::fsck))
+        .route("/gc", post(upkeep::gc))
         .route("/snapshots", get(snapshots::list))
         .route("/snapshots/{name}", get(snapshots::inspect).delete(snapshots::delete))
         .route("/snapshots/{name}/resume", post(snapshots::resume))

@@ -201,3 +201,52 @@ mod tests {
         assert_eq!(exit_code(&wire::ExitStatus { code: Some(3), ..Default::default() }), 3);
     }
 }
+
+/// A check, as it is told.
+#[must_use]
+pub fn fsck(report: sandbox::FsckReport) -> api::Fsck {
+    let clean = report.complete && report.left(sandbox::Severity::Error) == 0;
+    let findings = report.findings.into_iter().map(|finding| api::Finding {
+        severity: finding.severity.as_str().to_owned(),
+        kind: finding.subject.kind().to_owned(),
+        name: finding.subject.name(),
+        path: finding.path.display().to_string(),
+        what: finding.what,
+        way_out: finding.way_out,
+        needed_by: finding.needed_by,
+        repairable: finding.repair.is_some(),
+        outcome: finding.outcome.map(|outcome| match outcome {
+            sandbox::Outcome::Done(what) => what,
+            sandbox::Outcome::Failed(why) => format!("failed: {why}"),
+        }),
+    });
+    api::Fsck {
+        clean,
+        complete: report.complete,
+        findings: findings.collect(),
+        checked_bytes: report.checked.bytes.0,
+    }
+}
+
+/// What gc did, as it is told.
+#[must_use]
+pub fn gc(gc: sandbox::Gc) -> api::Gc {
+    let items = |items: Vec<sandbox::GcItem>| {
+        let items = items.into_iter().map(|item| api::GcItem {
+            kind: item.kind.as_str().to_owned(),
+            name: item.name,
+            why: item.why,
+            allocated_bytes: item.allocated.0,
+            frees_bytes: item.frees.0,
+        });
+        items.collect()
+    };
+    api::Gc {
+        dry_run: gc.dry_run,
+        removed: items(gc.removed),
+        kept: items(gc.kept),
+        unreadable: gc.unreadable,
+        failed: gc.failed,
+        freed_bytes: gc.freed.0,
+    }
+}

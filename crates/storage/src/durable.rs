@@ -325,12 +325,40 @@ pub(crate) fn make_dir(path: &Path) -> Result<()> {
 
 /// Removes a directory that has a durable name: from the rename on it is gone, whatever happens then.
 pub(crate) fn remove_named_dir(path: &Path) -> Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let gone = path.with_file_name(format!("{}{name}", layout::GONE));
-    remove_tree(&gone)?;
-    fs::rename(path, &gone).map_err(|error| Error::io("remove", path, error))?;
+    let gone = take_away(path)?;
     sync_parent(path)?;
     remove_tree(&gone)
+}
+
+/// The quick half of removing a file or a directory: from here on it is gone, whatever happens then. The slow half is
+/// `remove_any` of the path that this gives. Nothing is synced.
+pub(crate) fn take_away(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let gone = path.with_file_name(format!("{}{name}", layout::GONE));
+    remove_any(&gone)?;
+    fs::rename(path, &gone).map_err(|error| Error::io("remove", path, error))?;
+    Ok(gone)
+}
+
+/// Moves a file or a directory to another directory of the data root, durably.
+pub(crate) fn move_to(path: &Path, target: &Path) -> Result<()> {
+    rename_new(path, target)?;
+    sync_parent(target)?;
+    sync_parent(path)
+}
+
+/// Whether there is a directory, and not a link to one: what lies behind a link is somebody else's.
+pub(crate) fn is_dir_itself(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
+}
+
+/// Removes whatever has that name, if anything has. A symbolic link is removed as itself.
+pub(crate) fn remove_any(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => remove_tree(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(_) | Err(_) => remove_if_there(path).map(drop),
+    }
 }
 
 /// Removes a directory and all in it, if it is there. For names that mean nothing any more.

@@ -110,6 +110,15 @@ impl Error {
         self.hint.as_deref()
     }
 
+    /// Why, without the operation and the path.
+    pub(crate) fn why(&self) -> String {
+        match (&self.reason, &self.source) {
+            (Some(reason), _) => reason.clone(),
+            (None, Some(source)) => format!("{} failed: {source}", self.op),
+            (None, None) => format!("{} failed", self.op),
+        }
+    }
+
     /// What happened, without the way out and without the source.
     #[must_use]
     pub fn message(&self) -> String {

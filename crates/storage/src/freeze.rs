@@ -256,7 +256,7 @@ pub(crate) fn finish(store: &Store, dir: &SandboxDir, manifest: &Manifest) -> Re
     Ok(true)
 }
 
-fn same_file(a: &Path, b: &Path) -> bool {
+pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     match (fs::metadata(a), fs::metadata(b)) {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
         _ => false,

@@ -82,6 +82,41 @@ impl Images<'_> {
         Ok(found)
     }
 
+    /// Every record by its path, or why it cannot be read.
+    pub(crate) fn records(&self) -> Result<Vec<(PathBuf, Result<ImageRecord>)>> {
+        let dir = self.store.layout().images();
+        let names = self.store.names_in(&dir)?;
+        let records = names.into_iter().filter(|name| name.starts_with("rootfs-") && name.ends_with(".json"));
+        let read = |path: PathBuf| (path.clone(), record::read(FORMAT, &path));
+        Ok(records.map(|name| read(dir.join(name))).collect())
+    }
+
+    /// Makes the name for people a second one of the record's content.
+    pub(crate) fn relink(&self, record: &ImageRecord) -> Result<()> {
+        let layout = self.store.layout();
+        let object = layout.object(&record.id);
+        let relative = Path::new("objects").join(object.file_name().unwrap_or_default());
+        durable::link(&object, &relative, &layout.image_link(&record.name, record.arch))
+    }
+
+    /// Makes a record again for content that has only its name for people.
+    pub(crate) fn restore_record(&self, name: &ImageName, arch: Arch, id: &ContentId) -> Result<()> {
+        let layout = self.store.layout();
+        let object = layout.object(id);
+        let file = File::open(&object).map_err(|error| Error::io("open", &object, error))?;
+        let size = file.metadata().map_err(|error| Error::io("stat", &object, error))?.len();
+        let record = ImageRecord {
+            name: name.clone(),
+            arch,
+            id: id.clone(),
+            size: Bytes(size),
+            allocated: sparse::allocated(&file, &object)?,
+            created_at: Timestamp::now(),
+            source: "restored from its name by fsck".to_owned(),
+        };
+        durable::replace(&layout.image_record(name, arch), &record::encode(FORMAT, &record), 0o600)
+    }
+
     /// The image of that name.
     ///
     /// # Errors
@@ -200,8 +235,7 @@ impl StagedImage {
         staged.rename_if_new(&object)?;
         durable::sync_parent(&object)?;
         // The record is what counts; the link is for people and is corrected by the next commit of that name.
-        let relative = Path::new("objects").join(object.file_name().unwrap_or_default());
-        durable::link(&object, &relative, &layout.image_link(name, arch))?;
+        store.images().relink(&record)?;
         durable::replace(&layout.image_record(name, arch), &record::encode(FORMAT, &record), 0o600)?;
         Ok(record)
     }

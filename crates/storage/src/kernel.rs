@@ -91,6 +91,15 @@ impl Kernels<'_> {
         Ok(record)
     }
 
+    /// The records of the current kernels by their path, or why they cannot be read.
+    pub(crate) fn current(&self) -> Result<Vec<(PathBuf, Result<KernelRecord>)>> {
+        let dir = self.store.layout().kernel();
+        let names = self.store.names_in(&dir)?;
+        let records = names.into_iter().filter(|name| name.ends_with(".json"));
+        let read = |path: PathBuf| (path.clone(), self.read(&path));
+        Ok(records.map(|name| read(dir.join(name))).collect())
+    }
+
     fn read(&self, path: &Path) -> Result<KernelRecord> {
         record::read(FORMAT, path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "use kernel", path)

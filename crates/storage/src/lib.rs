@@ -4,6 +4,8 @@ mod clone;
 mod durable;
 mod error;
 mod freeze;
+mod fsck;
+mod gc;
 mod hole;
 mod host_files;
 mod image;
@@ -31,6 +33,10 @@ mod usage;
 pub use clone::{CloneOptions, CloneProgress, CloneReport, clone_file, clone_file_with};
 pub use error::{Error, ErrorKind, Result};
 pub use freeze::Freeze;
+pub use fsck::{
+    Checked, Finding, FsckOptions, FsckProgress, FsckReport, Outcome, Repair, Severity, Subject,
+};
+pub use gc::{Company, GcItem, GcKind, GcPlan, GcReport};
 pub use host_files::Scratch;
 pub use image::{ImageRecord, Images, StagedImage, object_from_machine_dir};
 pub use kernel::{KernelRecord, Kernels, StagedKernel};

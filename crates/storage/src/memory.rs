@@ -18,9 +18,8 @@ use types::{Bytes, ContentId, RamOffset, RamRun};
 use crate::durable::Staged;
 
 pub use base::RamBaseReport;
-pub(crate) use base::write_ram_base;
+pub(crate) use base::{hash_base_watched, write_ram_base};
 pub use own::{OWN_BASE_ABOVE, Unchanged};
-pub(crate) use own::is_intact as ram_base_is_intact;
 pub use load::MemoryImage;
 pub(crate) use write::write;
 

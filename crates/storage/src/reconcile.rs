@@ -36,6 +36,8 @@ pub enum LeftoverKind {
     GoneSnapshot,
     /// A RAM base that was never committed.
     StagedBase,
+    /// A layer, a base, an image or a kernel that was being removed.
+    GoneObject,
     /// A file of a commit that did not happen, beside the one that counts.
     StagedFile,
     /// A memory image that a running or powered-off manifest does not name.
@@ -103,6 +105,8 @@ pub(crate) fn plan(store: &Store) -> Result<Vec<Leftover>> {
         for name in store.names_in(&dir)? {
             if name.starts_with(NEW) {
                 add(kind.clone(), dir.join(name))?;
+            } else if name.starts_with(GONE) {
+                add(LeftoverKind::GoneObject, dir.join(name))?;
             } else if name.ends_with(".new") {
                 add(LeftoverKind::StagedFile, dir.join(name))?;
             }
@@ -136,6 +140,9 @@ pub(crate) fn plan(store: &Store) -> Result<Vec<Leftover>> {
         let path = layout.snapshots().join(&owner);
         if owner.starts_with(NEW) {
             add(LeftoverKind::StagedSnapshot, path)?;
+            continue;
+        }
+        if !durable::is_dir_itself(&path) {
             continue;
         }
         for name in store.names_in(&path)? {
@@ -191,6 +198,7 @@ fn is_held(store: &Store, kind: &LeftoverKind, path: &Path) -> Result<bool> {
         LeftoverKind::StagedImage
         | LeftoverKind::StagedKernel
         | LeftoverKind::StagedBase
+        | LeftoverKind::GoneObject
         | LeftoverKind::StagedSnapshot
         | LeftoverKind::GoneSnapshot => lock::is_held(path),
         LeftoverKind::ConsumedMemory(id)

@@ -68,7 +68,10 @@ impl Snapshots<'_> {
     pub fn all(&self) -> Result<Vec<(Owner, SnapshotName, Result<SnapshotRecord>)>> {
         let mut found = Vec::new();
         for owner in self.store.names_in(&self.store.layout().snapshots())? {
-            if let Ok(owner) = owner.parse::<Owner>() {
+            let dir = self.store.layout().snapshots().join(&owner);
+            if let Ok(owner) = owner.parse::<Owner>()
+                && durable::is_dir_itself(&dir)
+            {
                 found.extend(self.of(&owner)?.into_iter().map(|(name, record)| (owner.clone(), name, record)));
             }
         }

@@ -38,6 +38,15 @@ pub(crate) fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<Seg
 /// BLAKE3 of the logical content, holes as zeros. Leaves the file at its beginning: looking for data moves its
 /// position, and it may be handed to another process that reads from there.
 pub(crate) fn content_id(file: &File, path: &Path) -> Result<ContentId> {
+    content_id_watched(file, path, &mut |_| Ok(()))
+}
+
+/// The same; `watch` is told of each piece of data that was read, and may call it off.
+pub(crate) fn content_id_watched(
+    file: &File,
+    path: &Path,
+    watch: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<ContentId> {
     let fail = |error: io::Error| Error::io("read", path, error);
     let len = file.metadata().map_err(fail)?.len();
     let mut hasher = blake3::Hasher::new();
@@ -51,6 +60,7 @@ pub(crate) fn content_id(file: &File, path: &Path) -> Result<ContentId> {
             let piece = piece(hole);
             hasher.update(&zeros[..piece]);
             hole -= bytes(piece);
+            watch(0)?;
         }
         at = start;
         while at < end {
@@ -58,6 +68,7 @@ pub(crate) fn content_id(file: &File, path: &Path) -> Result<ContentId> {
             file.read_exact_at(part, at).map_err(fail)?;
             hasher.update(part);
             at += bytes(part.len());
+            watch(bytes(part.len()))?;
         }
     }
     seek(file, SeekFrom::Start(0)).map_err(|error| fail(error.into()))?;

@@ -23,3 +23,4 @@ pub use qemu::{Qemu, Version};
 pub use ram::GuestRam;
 pub use spec::{DiskFile, DiskFormat, MachineSpec, RootDisk, cpu_model};
 pub use sys::host_buffer::PageBuffer;
+pub use sys::host_open_files::OpenFiles;

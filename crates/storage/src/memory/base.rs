@@ -58,6 +58,15 @@ pub(crate) fn write_ram_base(file: &File, path: &Path, source: &dyn PageSource) 
 
 /// The same identity of a base that is there already, from its data.
 pub(crate) fn hash_base(file: &File, path: &Path) -> Result<RamBaseReport> {
+    hash_base_watched(file, path, &mut |_| Ok(()))
+}
+
+/// The same; `watch` is told of each piece of data that was read, and may call it off.
+pub(crate) fn hash_base_watched(
+    file: &File,
+    path: &Path,
+    watch: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<RamBaseReport> {
     let fail = |error: std::io::Error| Error::io("read", path, error);
     let len = file.metadata().map_err(fail)?.len();
     let mut hasher = blake3::Hasher::new();
@@ -81,6 +90,7 @@ pub(crate) fn hash_base(file: &File, path: &Path) -> Result<RamBaseReport> {
                 private += sparse::bytes(pages.len());
             }
             from += piece;
+            watch(piece)?;
         }
         at = end;
     }

@@ -137,9 +137,3 @@ impl PageSource for Unchanged {
         Err(std::io::ErrorKind::InvalidInput.into())
     }
 }
-
-/// Whether the base is still what its name says.
-pub(crate) fn is_intact(path: &Path, ram: &ContentId) -> Result<bool> {
-    let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
-    Ok(hash_base(&file, path)?.id == *ram)
-}
