@@ -202,6 +202,9 @@ pub struct FsckProgress {
     pub total: Bytes,
 }
 
+/// Says what is wrong with the overlay at a path.
+pub type OverlayCheck<'a> = dyn Fn(&Path) -> Option<String> + 'a;
+
 /// How a store is to be checked.
 #[derive(Clone, Copy)]
 pub struct FsckOptions<'a> {
@@ -210,7 +213,7 @@ pub struct FsckOptions<'a> {
     /// Once it is true the check ends, within a few MiB.
     pub cancel: &'a AtomicBool,
     /// Looks into an overlay that no VMM has open, by other means than this crate has; says what is wrong with it.
-    pub check_overlay: Option<&'a dyn Fn(&Path) -> Option<String>>,
+    pub check_overlay: Option<&'a OverlayCheck<'a>>,
     /// Whether a daemon works with that sandbox, whose manifest it then knows better than the file does.
     pub is_known: &'a dyn Fn(&SandboxId) -> bool,
 }

@@ -34,7 +34,7 @@ pub use clone::{CloneOptions, CloneProgress, CloneReport, clone_file, clone_file
 pub use error::{Error, ErrorKind, Result};
 pub use freeze::Freeze;
 pub use fsck::{
-    Checked, Finding, FsckOptions, FsckProgress, FsckReport, Outcome, Repair, Severity, Subject,
+    Checked, Finding, FsckOptions, FsckProgress, FsckReport, Outcome, OverlayCheck, Repair, Severity, Subject,
 };
 pub use gc::{Company, GcItem, GcKind, GcPlan, GcReport};
 pub use host_files::Scratch;

@@ -173,8 +173,8 @@ mod tests {
         put(56, &1u32.to_be_bytes());
         put(100, &104u32.to_be_bytes());
         put(112, b"../../base");
-        put(3 * CLUSTER, &(4 * CLUSTER as u64 | 1 << 63).to_be_bytes());
-        put(4 * CLUSTER, &(5 * CLUSTER as u64 | 1 << 63).to_be_bytes());
+        put(3 * CLUSTER, &((4 * CLUSTER as u64) | (1 << 63)).to_be_bytes());
+        put(4 * CLUSTER, &((5 * CLUSTER as u64) | (1 << 63)).to_be_bytes());
         put(4 * CLUSTER + 8, &1u64.to_be_bytes());
         fs::write(&path, bytes).unwrap();
         (dir, path)

@@ -12,6 +12,9 @@ use crate::gc::{self, GcKind};
 use crate::layout::{self, GONE, NEW};
 use crate::reconcile::{Leftover, LeftoverKind};
 
+/// Whether bhatti makes files of this name in a directory.
+type IsKnown = fn(&str) -> bool;
+
 impl Check<'_> {
     /// What was there at the beginning, belonged to no living process, and is there still.
     pub(super) fn leftovers(&mut self, before: &[Leftover]) -> Result<()> {
@@ -42,7 +45,7 @@ impl Check<'_> {
     pub(super) fn foreign(&mut self) -> Result<()> {
         let layout = self.store.layout();
         let mut found: Vec<PathBuf> = Vec::new();
-        let known: [(PathBuf, fn(&str) -> bool); 7] = [
+        let known: [(PathBuf, IsKnown); 7] = [
             (layout.images(), |name| name == "objects" || name.starts_with("rootfs-")),
             (layout.objects(), |name| gc::id_of(name, ".ext4").is_some()),
             (layout.kernel(), |name| name.ends_with(".json") || name.parse::<ContentId>().is_ok()),
