@@ -8,8 +8,8 @@
 use std::sync::{Arc, RwLock};
 
 use serde_json::json;
-use storage::{CloneReport, ImageRef, Manifest, RunState, SandboxDir, TemplateRecord};
-use types::{Arch, Boot, CloneMethod, Mebibytes, SandboxId, SandboxSpec, StorageLayout, Timestamp};
+use storage::{CloneReport, ImageRecord, ImageRef, KernelRecord, Manifest, RunState, SandboxDir, TemplateRecord};
+use types::{Arch, Boot, CloneMethod, ImageName, Mebibytes, SandboxId, SandboxSpec, StorageLayout, Timestamp};
 
 use crate::actor::{Actor, Shared};
 use crate::bring_up::{Origin, Pages, bring_up};
@@ -124,29 +124,41 @@ pub(crate) async fn wish(services: &Services, spec: &SandboxSpec) -> Result<Temp
     let qemu = services.qemu().await?;
     let accel = services.accel().await?;
     let machine = launch::machine_record(qemu, accel);
-    let (store, image) = (services.store.clone(), spec.image.clone());
+    let (store, spec) = (services.store.clone(), spec.clone());
     let layout = services.layout().await?;
-    let (image, kernel) = blocking(move || {
-        let kernel = store.kernel().get(Arch::host()).map_err(|error| {
-            if error.kind() == storage::ErrorKind::NotFound {
-                Error::new(ErrorKind::NotReady, "there is no guest kernel here yet")
-                    .hint("run `bhatti setup`")
-            } else {
-                error.into()
+    blocking(move || {
+        loop {
+            let (image, kernel) = parts(&store, &spec.image)?;
+            let (cpus, memory, machine) = (spec.cpus, spec.memory, machine.clone());
+            let mut wish = TemplateWish { image, kernel, layout, cpus, memory, machine, pin: None };
+            wish.pin = Some(Arc::new(store.pin_parts(&wish.image.id, &wish.kernel.id, &wish.key())));
+            // What was found may have been collected before it was pinned; its name then means something else by now.
+            if parts(&store, &spec.image)? == (wish.image.clone(), wish.kernel.clone()) {
+                return Ok(wish);
             }
-        })?;
-        let record = store.images().resolve(&image, Arch::host()).map_err(|error| {
-            if error.kind() == storage::ErrorKind::NotFound {
-                Error::new(ErrorKind::NotFound, format!("there is no image {:?}", image.as_str()))
-                    .hint("`bhatti image list` shows those that are there; `bhatti setup` makes `minimal`")
-            } else {
-                error.into()
-            }
-        })?;
-        Ok((record, kernel))
+        }
     })
-    .await?;
-    Ok(TemplateWish { image, kernel, layout, cpus: spec.cpus, memory: spec.memory, machine })
+    .await
+}
+
+/// The image of that name, and today's kernel.
+fn parts(store: &storage::Store, image: &ImageName) -> Result<(ImageRecord, KernelRecord)> {
+    let kernel = store.kernel().get(Arch::host()).map_err(|error| {
+        if error.kind() == storage::ErrorKind::NotFound {
+            Error::new(ErrorKind::NotReady, "there is no guest kernel here yet").hint("run `bhatti setup`")
+        } else {
+            error.into()
+        }
+    })?;
+    let record = store.images().resolve(image, Arch::host()).map_err(|error| {
+        if error.kind() == storage::ErrorKind::NotFound {
+            Error::new(ErrorKind::NotFound, format!("there is no image {:?}", image.as_str()))
+                .hint("`bhatti image list` shows those that are there; `bhatti setup` makes `minimal`")
+        } else {
+            error.into()
+        }
+    })?;
+    Ok((record, kernel))
 }
 
 /// The image's size, rounded up: the least a root disk can have.

@@ -5,9 +5,10 @@
 //! and its VMM is gone. Whatever ends the way there leaves a staging directory, which the next daemon removes.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::json;
-use storage::{ImageRecord, ImageRef, KernelRecord, MachineRecord, TemplateRecord, TemplateSpec};
+use storage::{ImageRecord, ImageRef, KernelRecord, MachineRecord, Pin, TemplateRecord, TemplateSpec};
 use types::{ContentId, Mebibytes, StorageLayout};
 use vm::Machine;
 
@@ -25,6 +26,8 @@ pub(crate) struct TemplateWish {
     pub(crate) cpus: u32,
     pub(crate) memory: Mebibytes,
     pub(crate) machine: MachineRecord,
+    /// Keeps image, kernel and template until a manifest names them.
+    pub(crate) pin: Option<Arc<Pin>>,
 }
 
 impl TemplateWish {

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::ImageRecord;
 use crate::layout::{self, MANIFEST, RAM_BASE, VM_SNAP};
 use crate::lock;
-use crate::manifest::{ImageRef, MachineRecord, RamBase};
+use crate::manifest::{ImageRef, MachineRecord, Manifest, RamBase, RunState};
 use crate::memory::{PageSource, RamBaseReport, write_ram_base};
 use crate::record::{self, Format};
 use crate::sparse;
@@ -162,13 +162,23 @@ impl Templates<'_> {
         Ok(StagedTemplate { store, staged: StagedDir::create(path)?, key, layout, ram: None })
     }
 
-    /// Takes a template out of use (a damaged one): renamed away, then removed. Sandboxes over its RAM base keep their
-    /// disks and lose what they sleep on.
+    /// Takes a template out of use (a damaged one): renamed away, then removed.
     ///
     /// # Errors
-    /// What the system says.
+    /// `Corrupt` while memory lies over its RAM base, which may be good still; or what the system says.
     pub fn remove(&self, key: &ContentId) -> Result<()> {
-        durable::remove_named_dir(&self.dir(key))
+        let dir = self.dir(key);
+        let references = self.store.references()?;
+        let lies_over = |manifest: &Manifest| {
+            let over = matches!(&manifest.ram_base, RamBase::Template { key: named, .. } if named == key);
+            over && manifest.state != RunState::Off
+        };
+        if let Some((namer, _)) = references.manifests.iter().find(|(_, manifest)| lies_over(manifest)) {
+            return Err(Error::new(ErrorKind::Corrupt, "replace template", dir)
+                .because(format!("it is damaged, and the memory of {namer} lies over it"))
+                .hint_to("`bhatti fsck` tells what is damaged, and who else needs it"));
+        }
+        durable::remove_named_dir(&dir)
     }
 }
 

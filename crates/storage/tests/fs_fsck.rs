@@ -475,3 +475,14 @@ fn fs_a_sandbox_that_stops_and_wakes_while_it_is_checked_is_never_a_finding() {
     assert_eq!(healthy.asleep.manifest().unwrap().state, RunState::Cold);
     assert!(check(store).findings.iter().all(|finding| finding.severity == Severity::Note));
 }
+
+#[test]
+fn fs_a_damaged_template_is_replaced_only_when_no_memory_lies_over_it() {
+    let healthy = healthy();
+    let key = &healthy.template.key;
+    let refused = healthy.store().templates().remove(key).unwrap_err();
+    assert_eq!(refused.kind(), bhatti_storage::ErrorKind::Corrupt);
+    assert!(refused.to_string().contains("sandbox asleep"), "{refused}");
+    healthy.asleep.discard_memory(healthy.asleep.manifest().unwrap()).unwrap();
+    healthy.store().templates().remove(key).unwrap();
+}
