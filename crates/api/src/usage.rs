@@ -26,7 +26,7 @@ pub struct UsageFigures {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FileUsage {
     /// `root_disk`, `config`, `memory`, `device_state`, `record`, `image`, `layer`, `base`, `kernel`, `volume`, `database`,
-    /// `log`, `staging`, `directory` or `other`.
+    /// `log`, `staging`, `quarantine`, `directory` or `other`.
     pub kind: String,
     /// Path below the data directory.
     pub path: String,
@@ -83,7 +83,7 @@ pub struct SnapshotUsage {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ObjectUsage {
     /// `image`, `layer`, `base`, `template`, `kernel`, `volume`, `database`, `log`, `staging` (being made or removed),
-    /// `directory` or `other`.
+    /// `quarantine` (put aside by fsck), `directory` or `other`.
     pub kind: String,
     /// What people call it.
     pub name: String,

@@ -57,6 +57,8 @@ pub enum UsageKind {
     Log,
     /// What is being made or removed.
     Staging,
+    /// What fsck put aside.
+    Quarantine,
     /// A directory.
     Directory,
     /// Anything else.
@@ -82,6 +84,7 @@ impl UsageKind {
             Self::Database => "database",
             Self::Log => "log",
             Self::Staging => "staging",
+            Self::Quarantine => "quarantine",
             Self::Directory => "directory",
             Self::Other => "other",
         }

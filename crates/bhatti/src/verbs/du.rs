@@ -197,7 +197,7 @@ fn copies_sentence(total: &UsageFigures, copies: u64) -> String {
 }
 
 /// Kinds of objects that have a line each.
-const SHOWN: [(&str, &str); 7] = [
+const SHOWN: [(&str, &str); 8] = [
     ("volume", "volume"),
     ("image", "image"),
     ("template", "template"),
@@ -205,6 +205,7 @@ const SHOWN: [(&str, &str); 7] = [
     ("base", "base"),
     ("kernel", "kernel"),
     ("staging", "in the making"),
+    ("quarantine", "quarantine"),
 ];
 
 fn object_row(kind: &'static str, object: &ObjectUsage) -> Row {

@@ -69,15 +69,15 @@ pub(crate) fn place(path: &Path, is_dir: bool) -> Place {
         // Which kernel is the one for an architecture.
         ["kernel", name] if name.ends_with(".json") => object(UsageKind::Record, 2),
         ["kernel", _, ..] => object(UsageKind::Kernel, 2),
+        ["quarantine", _, ..] => object(UsageKind::Quarantine, 2),
         ["sandboxes", id, ..] => Thing::Sandbox(id.to_owned()),
         ["snapshots" | "volumes", _] if is_dir => structure(),
         ["snapshots", owner, name, ..] => Thing::Snapshot(owner.to_owned(), name.to_owned()),
         ["volumes", owner, name, ..] => Thing::Volume(owner.to_owned(), stem(name).to_owned()),
-        ["images" | "layers" | "bases" | "templates" | "kernel" | "sandboxes" | "snapshots" | "volumes"]
-            if is_dir =>
-        {
-            structure()
-        }
+        [
+            "images" | "layers" | "bases" | "templates" | "kernel" | "sandboxes" | "snapshots" | "volumes"
+            | "quarantine",
+        ] if is_dir => structure(),
         [first, ..] => Thing::Object(of_daemon(first), PathBuf::from(first)),
     };
     let kind = match (is_dir, &thing) {
@@ -192,7 +192,8 @@ mod tests {
             ("bhatti.db-wal", object(K::Database, "bhatti.db-wal"), K::Database),
             ("serve.log", object(K::Log, "serve.log"), K::Log),
             ("admin.key", object(K::Other, "admin.key"), K::Other),
-            ("quarantine/x/y", object(K::Other, "quarantine"), K::Other),
+            ("quarantine/x/mem.snap", object(K::Quarantine, "quarantine/x"), K::Memory),
+            ("quarantine/", object(K::Directory, ""), K::Directory),
             (".new-open-1", object(K::Staging, ".new-open-1"), K::Staging),
             ("images/.new-scratch-1/a/b", object(K::Staging, "images/.new-scratch-1"), K::Staging),
             ("images/objects/.new-1", object(K::Staging, "images/objects/.new-1"), K::Staging),
