@@ -117,6 +117,17 @@ impl Daemon {
         Ok((took, reply["stdout"].as_str().unwrap_or_default().to_owned()))
     }
 
+    /// What a shell script, run by root, prints.
+    pub(crate) fn root_script(&self, sandbox: &str, script: &str) -> Result<String> {
+        let cmd = ["sh", "-ec", script];
+        let reply =
+            self.post(&format!("/sandboxes/{sandbox}/exec"), &json!({ "cmd": cmd, "user": "root" }))?;
+        if reply["exit_code"] != 0 {
+            return Err(Error::new(script, reply["stderr"].as_str().unwrap_or_default()));
+        }
+        Ok(reply["stdout"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// The directory of a sandbox.
     pub(crate) fn sandbox_dir(&self, name: &str) -> Result<PathBuf> {
         let view = self.get(&format!("/sandboxes/{name}"))?;

@@ -204,8 +204,8 @@ impl<'a> Bed<'a> {
         self.daemon.exec(name, &["true"]).map(drop)
     }
 
-    fn sh(&self, name: &str, script: &str) -> Result<String> {
-        Ok(self.daemon.exec(name, &["sh", "-ec", script])?.1)
+    fn sh(&self, name: &str, script: &str) -> Result<()> {
+        self.daemon.root_script(name, script).map(drop)
     }
 
     /// Bytes read so far from the device that holds the filesystem.

@@ -16,6 +16,8 @@ pub enum Target {
     AtMostTimes(f64),
     /// Ours alone, in its unit.
     AtMost(f64),
+    /// Both figures are to be the same: ours differs by at most so many percent of the reference's.
+    Within(f64),
     /// None: for comparison.
     None,
 }
@@ -74,6 +76,7 @@ impl Row {
             Target::TimesBetter(_) | Target::None => theirs / ours,
             Target::AtMostTimes(_) => ours / theirs,
             Target::AtMost(_) => ours,
+            Target::Within(_) => 100.0 * (ours - theirs).abs() / theirs,
         }
     }
 
@@ -83,7 +86,9 @@ impl Row {
         match self.target {
             _ if self.missing.is_some() => None,
             Target::TimesBetter(least) => Some(self.figure() >= least),
-            Target::AtMostTimes(most) | Target::AtMost(most) => Some(self.figure() <= most),
+            Target::AtMostTimes(most) | Target::AtMost(most) | Target::Within(most) => {
+                Some(self.figure() <= most)
+            }
             Target::None => None,
         }
     }
@@ -98,6 +103,7 @@ impl Row {
             Target::TimesBetter(least) => (format!("{figure:.1}x better"), format!("at least {least}x")),
             Target::AtMostTimes(most) => (format!("{figure:.2}x"), format!("at most {most}x")),
             Target::AtMost(most) => (String::new(), format!("at most {most} {}", self.unit)),
+            Target::Within(most) => (format!("{figure:.2}% off"), format!("at most {most}% off")),
             Target::None if self.reference.is_empty() => (String::new(), String::new()),
             Target::None => (format!("{figure:.1}x better"), String::new()),
         };
@@ -218,6 +224,9 @@ mod tests {
         assert_eq!(row.clone().target(Target::TimesBetter(20.0)).reached(), Some(false));
         assert_eq!(row.clone().target(Target::AtMost(1.5)).reached(), Some(false));
         assert_eq!(row.target(Target::AtMostTimes(1.0)).reached(), Some(true));
+        let row = Row::new("a", "MiB", sample(&[98.0])).against("b", sample(&[100.0]));
+        assert_eq!(row.clone().target(Target::Within(1.0)).reached(), Some(false));
+        assert_eq!(row.target(Target::Within(2.0)).reached(), Some(true));
     }
 
     #[test]

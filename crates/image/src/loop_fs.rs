@@ -4,6 +4,7 @@
 //! device is the kernel's to free: `mount -o loop` marks it so, and unmounting is all there is to undo.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
@@ -30,7 +31,7 @@ const LOOK: &str = "look at the mounts in";
 const SYS_ADMIN: u32 = 21;
 /// How long the kernel may take to let go of the file of an unmounted loop device: whoever looks at the device in
 /// that moment, as udev does after every change, delays it.
-const LET_GO: Duration = Duration::from_secs(10);
+const LET_GO: Duration = Duration::from_secs(30);
 
 /// What of the host a btrfs in a file needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,32 +178,45 @@ pub struct DirUser {
     pub program: String,
 }
 
+impl fmt::Display for DirUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (pid {})", self.program, self.pid)
+    }
+}
+
 /// The processes that have files of `dir` open or mapped, run a program from it, or work in it. Of this process only
 /// its working directory counts.
 ///
 /// # Errors
 /// [`ErrorKind::Io`](crate::ErrorKind::Io) without `/proc`.
 pub fn users_of_dir(dir: &Path) -> Result<Vec<DirUser>> {
-    let proc = Path::new("/proc");
-    let entries = fs::read_dir(proc).map_err(|error| Error::io("look for processes in", proc, error))?;
     let mut users = Vec::new();
     // Processes end while they are looked at: what cannot be read any more is no user.
-    for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        let process = entry.path();
+    for (pid, process) in processes()? {
         let within = |link: &str| fs::read_link(process.join(link)).is_ok_and(|to| to.starts_with(dir));
         let uses = within("cwd")
             || (pid != std::process::id()
                 && (within("root") || within("exe") || has_open(&process, dir) || has_mapped(&process, dir)));
         if uses {
-            let program = fs::read_to_string(process.join("comm")).unwrap_or_default();
-            users.push(DirUser { pid, program: program.trim().to_owned() });
+            users.push(DirUser { pid, program: program_of(&process) });
         }
     }
-    users.sort_by_key(|user| user.pid);
     Ok(users)
+}
+
+/// The processes that run now, by their numbers, each with its directory in `/proc`.
+fn processes() -> Result<Vec<(u32, PathBuf)>> {
+    let proc = Path::new("/proc");
+    let entries = fs::read_dir(proc).map_err(|error| Error::io("look for processes in", proc, error))?;
+    let pid = |entry: &fs::DirEntry| entry.file_name().to_str().and_then(|name| name.parse().ok());
+    let mut found: Vec<_> =
+        entries.flatten().filter_map(|entry| Some((pid(&entry)?, entry.path()))).collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+fn program_of(process: &Path) -> String {
+    fs::read_to_string(process.join("comm")).unwrap_or_default().trim().to_owned()
 }
 
 fn has_open(process: &Path, dir: &Path) -> bool {
@@ -259,15 +273,12 @@ pub fn mount_btrfs_file(backing: &Path, at: &Path) -> Result<()> {
 pub fn unmount_btrfs_file(backing: &Path, at: &Path) -> Result<()> {
     Tool::new(UNMOUNT, "umount", "mount").arg(at).run()?;
     let deadline = Instant::now() + LET_GO;
-    while has_loop_device(backing) {
+    while let Some(device) = loop_device_of(backing) {
         if Instant::now() > deadline {
-            return Err(Error::tool(
-                UNMOUNT,
-                format!(
-                    "{} is unmounted here and still mounted elsewhere, in a container perhaps",
-                    at.display()
-                ),
-            ));
+            let holders: Vec<_> = holders_of_mount(&device).iter().map(DirUser::to_string).collect();
+            let who = if holders.is_empty() { "somebody".to_owned() } else { holders.join(", ") };
+            let why = format!("{} is unmounted here, and still mounted for {who}", at.display());
+            return Err(Error::tool(UNMOUNT, why));
         }
         // The kernel tells nobody when it has let go.
         std::thread::sleep(Duration::from_millis(20));
@@ -275,9 +286,30 @@ pub fn unmount_btrfs_file(backing: &Path, at: &Path) -> Result<()> {
     Ok(())
 }
 
-fn has_loop_device(backing: &Path) -> bool {
+fn loop_device_of(backing: &Path) -> Option<PathBuf> {
     let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    devices.filter_map(|device| read_backing(&device.path())).any(|file| file == backing)
+    devices
+        .filter(|device| read_backing(&device.path()).is_some_and(|file| file == backing))
+        .map(|device| Path::new("/dev").join(device.file_name()))
+        .next()
+}
+
+/// A process of each mount namespace in which `device` is mounted.
+fn holders_of_mount(device: &Path) -> Vec<DirUser> {
+    let mut holders = Vec::new();
+    let mut seen = Vec::new();
+    for (pid, process) in processes().unwrap_or_default() {
+        let Ok(namespace) = fs::read_link(process.join("ns/mnt")) else { continue };
+        if seen.contains(&namespace) {
+            continue;
+        }
+        seen.push(namespace);
+        let info = fs::read(process.join("mountinfo")).unwrap_or_default();
+        if parse_mounts(&info).iter().any(|mount| mount.source == device) {
+            holders.push(DirUser { pid, program: program_of(&process) });
+        }
+    }
+    holders
 }
 
 /// Makes the file and the btrfs in it, which is mounted on `at`, as large as `size`. May be repeated.

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use image::{DirUser, LoopHost, UnitState};
-use storage::{FsCapabilities, MovingDir, RootState, Surroundings, TreeSize};
+use storage::{FsCapabilities, MovingDir, RootState, Space, Surroundings, TreeSize};
 use types::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -58,10 +58,13 @@ pub(crate) struct Facts {
     pub(crate) mounted: Mounted,
     /// What is in the data root; nothing where that is no data.
     pub(crate) data: TreeSize,
-    /// The filesystem beside the data root.
-    pub(crate) beside: FsCapabilities,
-    /// That of the data root, where it is there.
-    pub(crate) here: FsCapabilities,
+    /// The name of the filesystem beside the data root, for texts.
+    pub(crate) beside: String,
+    /// Its room.
+    pub(crate) room: Space,
+    /// What the filesystem of the data root can do, where that matters: not where it is ours, nor where it is known
+    /// that the data lies elsewhere.
+    pub(crate) here: Option<FsCapabilities>,
     /// Something mounted below the data root.
     pub(crate) mounted_below: Option<PathBuf>,
     pub(crate) users: Vec<DirUser>,
@@ -223,10 +226,11 @@ fn make(facts: &Facts, size: Option<Bytes>) -> Result<Plan> {
             format!("{root}: is no data directory, there are other files in it, such as {such_as}"),
         )
         .hint("give a directory of its own with --data-dir")),
-        _ if facts.here.reflink && facts.here.compression => Ok(Plan::nothing(format!(
-            "{root}: its filesystem ({}) shares and compresses already; nothing to gain from a btrfs in a file",
-            facts.here.fs_type
-        ))),
+        _ if facts.here.as_ref().is_some_and(|here| here.reflink && here.compression) => {
+            Ok(Plan::nothing(format!(
+                "{root}: its filesystem shares and compresses already; nothing to gain from a btrfs in a file"
+            )))
+        }
         (Mounted::Other { fs_type, source }, _) => Err(Error::new(
             ErrorKind::Conflict,
             format!("{root}: is a mount point itself ({fs_type} on {})", source.display()),
@@ -326,22 +330,22 @@ fn move_in(facts: &Facts, size: Bytes) -> Result<Plan> {
         .hint(format!("give at least {wants}")));
     }
     let copy = Bytes(data + data / 16 + HOST_MARGIN);
-    if copy > facts.beside.free {
+    if copy > facts.room.free {
         return Err(Error::new(
             ErrorKind::NoSpace,
             format!(
                 "{}: a second copy of the data takes up to {copy} until the first is removed; {} are free",
                 facts.root.display(),
-                facts.beside.free
+                facts.room.free
             ),
         )
         .hint("free some space, or begin with an empty --data-dir"));
     }
     let mut warnings = Vec::new();
-    if size > facts.beside.free {
+    if size > facts.room.free {
         warnings.push(format!(
             "the btrfs may grow to {size}, and {} are free under it now: keep an eye on `df {}`",
-            facts.beside.free,
+            facts.room.free,
             facts.backing.parent().unwrap_or(&facts.backing).display()
         ));
     }
@@ -349,10 +353,10 @@ fn move_in(facts: &Facts, size: Bytes) -> Result<Plan> {
         warnings.push(format!(
             "{} lies in memory ({}) and is gone with the next boot",
             facts.backing.display(),
-            facts.beside.fs_type
+            facts.beside
         ));
     }
-    if facts.beside.fs_type == "btrfs" {
+    if facts.beside == "btrfs" {
         // Advice only: what is done does not depend on it.
         warnings.push(
             "this is a btrfs in a btrfs; mounting the one that is there with compress=zstd:1 is better"
@@ -408,13 +412,13 @@ fn move_out(facts: &Facts) -> Result<Plan> {
     undisturbed(facts)?;
     let data = facts.data.data.0;
     let wants = Bytes(data + data / 50 + HOST_MARGIN);
-    if wants > facts.beside.free {
+    if wants > facts.room.free {
         return Err(Error::new(
             ErrorKind::NoSpace,
             format!(
                 "{}: a plain copy of the data takes up to {wants}, and {} are free on the filesystem of {}",
                 facts.root.display(),
-                facts.beside.free,
+                facts.room.free,
                 facts.backing.display()
             ),
         )
@@ -483,12 +487,12 @@ fn can_mount(facts: &Facts) -> Result<()> {
 }
 
 fn fits_host(facts: &Facts, size: Bytes) -> Result<()> {
-    if size <= facts.beside.total {
+    if size <= facts.room.total {
         return Ok(());
     }
     Err(Error::new(
         ErrorKind::TooLarge,
-        format!("--size: {size} is more than the whole filesystem under it has ({})", facts.beside.total),
+        format!("--size: {size} is more than the whole filesystem under it has ({})", facts.room.total),
     )
     .hint("give less, or put the data directory on a larger disk with --data-dir"))
 }
@@ -511,8 +515,8 @@ pub(crate) fn undisturbed(facts: &Facts) -> Result<()> {
     Ok(())
 }
 
-fn is_in_memory(fs: &FsCapabilities) -> bool {
-    fs.fs_type == "tmpfs"
+fn is_in_memory(fs_type: &str) -> bool {
+    fs_type == "tmpfs"
 }
 
 fn unit_step(facts: &Facts, warnings: &mut Vec<String>) -> Option<Step> {

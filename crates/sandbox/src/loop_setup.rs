@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use image::{Cancel, LoopHost, MountUnit, Progress};
-use storage::{CloneOptions, CloneProgress, FsCapabilities, HeldRoot, Relocation, RootState, TreeSize};
+use storage::{CloneOptions, CloneProgress, HeldRoot, Relocation, RootState, TreeSize};
 use types::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -69,7 +69,7 @@ pub async fn loop_storage(
 pub async fn loop_advice(data_dir: PathBuf) -> Option<String> {
     let look = move || {
         let host = LoopHost::look();
-        let here = Relocation::of(&data_dir)?.probe_root()?;
+        let here = Relocation::of(&data_dir)?.probe()?;
         let can = host.root && host.may_mount && host.btrfs && host.loop_devices;
         let lacks = match (here.reflink, here.compression) {
             (true, true) => return Ok(None),
@@ -146,11 +146,12 @@ impl Work<'_> {
             Some(other) => Mounted::Other { fs_type: other.fs_type.clone(), source: other.source.clone() },
         };
         let below = mounts.iter().find(|mount| mount.at != root && mount.at.starts_with(root));
-        let beside = place.probe_beside()?;
-        let here: FsCapabilities = match surroundings.root {
-            RootState::Missing => beside.clone(),
-            _ => place.probe_root()?,
-        };
+        let (beside, room) = place.room_beside()?;
+        // Only where it is asked for: a full filesystem could not be tried, and has to be grown or left all the same.
+        let matters = !matches!(mounted, Mounted::Ours { .. })
+            && surroundings.backing.is_none()
+            && matches!(surroundings.root, RootState::Missing | RootState::Empty | RootState::Data);
+        let here = if matters { Some(place.probe()?) } else { None };
         let data = match surroundings.root {
             RootState::Data => place.measure()?,
             _ => TreeSize::default(),
@@ -169,6 +170,7 @@ impl Work<'_> {
             mounted,
             data,
             beside,
+            room,
             here,
         })
     }

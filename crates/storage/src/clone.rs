@@ -88,7 +88,12 @@ pub fn clone_file_with(from: &Path, to: &Path, options: &CloneOptions<'_>) -> Re
 
 /// Copies the data of `source` into the empty file `target`, named `to`, which need not be on the same filesystem.
 /// Holes stay holes; a failure leaves what was copied.
-pub(crate) fn copy_into(source: &File, target: &File, to: &Path, options: &CloneOptions<'_>) -> Result<Bytes> {
+pub(crate) fn copy_into(
+    source: &File,
+    target: &File,
+    to: &Path,
+    options: &CloneOptions<'_>,
+) -> Result<Bytes> {
     clone_open(Way::CopyRange, source, target, to, options).map(|report| report.bytes_copied)
 }
 

@@ -79,6 +79,14 @@ pub(crate) fn setup(root: &Path) -> Result<SetupLock> {
     }
 }
 
+/// As [`daemon`], for one that is none and only keeps daemons out: nothing is written, for the disk may be full.
+pub(crate) fn no_daemon(root: &Path) -> Result<DaemonLock> {
+    let path = root.join("daemon.lock");
+    let file = open_lock_file(&path)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| Error::io("lock", &path, error))?;
+    Ok(DaemonLock { _file: file })
+}
+
 /// As [`setup`], but does not wait: `Busy` while another works.
 pub(crate) fn try_setup(root: &Path) -> Result<SetupLock> {
     let path = root.join("setup.lock");

@@ -44,13 +44,12 @@ pub(crate) fn probe(root: &Path) -> Result<FsCapabilities> {
 
     let fail = |error| Error::io("ask the filesystem of", root, error);
     let space = rustix::fs::statvfs(root).map_err(fail)?;
-    let kind = rustix::fs::statfs(root).map_err(fail)?.f_type;
     // btrfs counts a compressed extent with its plain size in st_blocks; only its extent map tells. Others that
     // compress (zfs, f2fs) count what they store.
     let compression = sys::host_fiemap::has_encoded_extent(dense.file()).unwrap_or(false)
         || sparse::allocated(dense.file(), dense.path())?.0 < MIB / 2;
     Ok(FsCapabilities {
-        fs_type: name(u64::try_from(kind).unwrap_or(0)),
+        fs_type: fs_type(root)?,
         reflink,
         sparse: sparse::allocated(holey.file(), holey.path())?.0 < MIB / 2,
         compression,
@@ -61,6 +60,12 @@ pub(crate) fn probe(root: &Path) -> Result<FsCapabilities> {
 
 fn scratch(root: &Path) -> Result<Staged> {
     Staged::create(root.join(format!("{NEW}probe-{}", Nonce::random())), 0o600)
+}
+
+/// Its name, for people only.
+pub(crate) fn fs_type(path: &Path) -> Result<String> {
+    let found = rustix::fs::statfs(path).map_err(|error| Error::io("ask the filesystem of", path, error))?;
+    Ok(name(u64::try_from(found.f_type).unwrap_or(0)))
 }
 
 /// Names of linux/magic.h; they are shown and never compared.

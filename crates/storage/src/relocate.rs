@@ -37,6 +37,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
 use crate::lock::{self, DaemonLock, SetupLock};
 use crate::probe::{self, FsCapabilities};
+use crate::store::Space;
 use crate::tree_copy::{self, TreeSize};
 
 /// The file that makes a directory a mount point.
@@ -202,7 +203,7 @@ impl Relocation {
     /// `Busy`, naming who is in it.
     pub fn hold(&self) -> Result<HeldRoot> {
         let busy = |who: String| Error::new(ErrorKind::Busy, "move", &self.root).because(who);
-        let daemon = lock::daemon(&self.root).map_err(|error| match error.kind() {
+        let daemon = lock::no_daemon(&self.root).map_err(|error| match error.kind() {
             ErrorKind::Busy => {
                 let pid = fs::read_to_string(self.root.join("daemon.lock")).unwrap_or_default();
                 busy(format!("a daemon serves it (pid {})", pid.trim()))
@@ -254,20 +255,37 @@ impl Relocation {
         })
     }
 
-    /// What the filesystem beside the data root can do, found by doing it.
+    /// The name of the filesystem beside the data root, for people, and its room.
     ///
     /// # Errors
-    /// As for [`Store::probe`](crate::Store::probe).
-    pub fn probe_beside(&self) -> Result<FsCapabilities> {
-        probe::probe(self.parent())
+    /// What the system says.
+    pub fn room_beside(&self) -> Result<(String, Space)> {
+        let parent = self.parent();
+        let space =
+            rustix::fs::statvfs(parent).map_err(|error| Error::io("ask the filesystem of", parent, error))?;
+        let room = Space {
+            free: Bytes(space.f_bavail.saturating_mul(space.f_frsize)),
+            total: Bytes(space.f_blocks.saturating_mul(space.f_frsize)),
+        };
+        Ok((probe::fs_type(parent)?, room))
     }
 
-    /// What the filesystem of the data root itself can do.
+    /// What the filesystem of the data root can do. A missing data root is made for the time of it, so that nothing is
+    /// tried, and possibly left, where other things lie.
     ///
     /// # Errors
     /// As for [`Store::probe`](crate::Store::probe).
-    pub fn probe_root(&self) -> Result<FsCapabilities> {
-        probe::probe(&self.root)
+    pub fn probe(&self) -> Result<FsCapabilities> {
+        let made = match durable::make_dir(&self.root) {
+            Ok(()) => true,
+            Err(error) if error.kind() == ErrorKind::Exists => false,
+            Err(error) => return Err(error),
+        };
+        let found = probe::probe(&self.root);
+        if made {
+            remove_empty_dir(&self.root)?;
+        }
+        found
     }
 
     /// How much is in the data root.

@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, IFlags, fallocate, ioctl_getflags, ioctl_setflags};
 use sys::host_fiemap::Mapper;
 
-use crate::durable::Staged;
+use crate::durable::{self, Staged};
 use crate::error::{Error, Result};
 use crate::sparse::{self, Segment};
 
@@ -104,7 +104,7 @@ pub(crate) fn settled(file: &File, from: &Path, path: &Path) -> Result<Option<St
     for &(start, end) in &lie.data {
         copy(file, staged.file(), start, end).map_err(fail)?;
     }
-    staged.file().sync_all().map_err(fail)?;
+    durable::sync(staged.file(), path)?;
     Ok(Some(staged))
 }
 

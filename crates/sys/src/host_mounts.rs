@@ -15,8 +15,9 @@ pub fn mounts_of_own() -> io::Result<()> {
     // SAFETY: without FILES the thread's table of file descriptors stays the process's own, so no descriptor comes to
     // mean another file; NEWNS changes only what paths mean to this thread.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
-    // Where mounts are shared, as systemd makes them, the copy would tell the host of what is mounted in it.
-    Ok(mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
+    // Where mounts are shared, as systemd makes them, the copy would tell the host of what is mounted in it. The other
+    // way stays open, so that what the host unmounts is not kept by the copy.
+    Ok(mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?)
 }
 
 #[cfg(test)]

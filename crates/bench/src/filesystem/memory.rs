@@ -27,8 +27,9 @@ pub(super) fn measure(bed: &Bed<'_>, across: &mut Across) -> Result<Found> {
     bed.store.free_after_sync().during("syncing the filesystem")?;
     let usage = bed.store.usage().during("measuring usage")?;
     let name = staged.dir().join(storage::layout::MEM_SNAP);
-    let files = usage.objects.iter().flat_map(|object| &object.files);
-    let file = files.into_iter().find(|file| bed.store.root().join(&file.path) == name);
+    let of_snapshots = usage.snapshots.iter().flat_map(|snapshot| &snapshot.files);
+    let mut files = usage.objects.iter().flat_map(|object| &object.files).chain(of_snapshots);
+    let file = files.find(|file| bed.store.root().join(&file.path) == name);
     let file = file.ok_or_else(|| Error::new("measuring a memory image", "usage does not tell of it"))?;
     across.image_mib.push((bed.fs.clone(), mib(file.figures.physical.0)));
     let stats = written.stats();

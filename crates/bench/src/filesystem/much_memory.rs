@@ -20,6 +20,7 @@ struct Sleeper {
     stop: Sample,
     wake: Sample,
     stops: Phases,
+    wakes: Phases,
     stored: Sample,
 }
 
@@ -31,18 +32,26 @@ impl Sleeper {
         let fill = format!("dd if=/dev/urandom of=/run/data/private bs=1M count={private_mib} status=none");
         bed.sh(name, mount)?;
         bed.sh(name, &fill)?;
-        let (stop, wake, stored) = Default::default();
-        let mut sleeper = Self { name, change, stop, wake, stops: Phases::default(), stored };
+        let mut sleeper = Self::unmeasured(name, change);
         if change {
-            // Written anew each time and at the same place, so that it does not add up.
+            // The first sleep writes a base of its own; what changes later is written anew at the same place, so that
+            // it does not add up.
             sleeper.sleep(bed)?;
             sleeper.wake(bed)?;
-            sleeper.stop = Sample::default();
-            sleeper.wake = Sample::default();
-            sleeper.stops = Phases::default();
-            sleeper.stored = Sample::default();
         }
-        Ok(sleeper)
+        Ok(Self::unmeasured(name, change))
+    }
+
+    fn unmeasured(name: &'static str, change: bool) -> Self {
+        Self {
+            name,
+            change,
+            stop: Sample::default(),
+            wake: Sample::default(),
+            stops: Phases::default(),
+            wakes: Phases::default(),
+            stored: Sample::default(),
+        }
     }
 
     fn sleep(&mut self, bed: &Bed<'_>) -> Result<()> {
@@ -67,6 +76,8 @@ impl Sleeper {
         let began = Instant::now();
         bed.daemon.exec(self.name, &["true"])?;
         self.wake.push(ms(began.elapsed()));
+        let view = bed.daemon.get(&format!("/sandboxes/{}", self.name))?;
+        self.wakes.add(&view["last_transition"]);
         Ok(())
     }
 }
@@ -84,13 +95,18 @@ pub(super) fn measure(bed: &Bed<'_>, _across: &mut Across) -> Result<Found> {
         }
     }
     let what = format!("with {PRIVATE_MIB} MiB private memory, {CHANGE_MIB} MiB changed since it slept last");
-    let notes = [&much, &none].map(|sleeper| {
+    let notes = [&much, &none, &idle].map(|sleeper| {
         format!(
-            "stop of the sandbox {:?} ({}): {:.1} MiB stored; {}",
+            "stop of the sandbox {:?} ({}): {:.1} MiB stored; {}; its wake: {}",
             sleeper.name,
-            if sleeper.name == "much" { &what } else { "16 MiB changed" },
+            match sleeper.name {
+                "much" => &what,
+                "none" => "16 MiB changed",
+                _ => "nothing changed",
+            },
             sleeper.stored.median(),
             sleeper.stops,
+            sleeper.wakes,
         )
     });
     let stop = Row::new(bed.step(&format!("stop {what}")), "ms", much.stop)

@@ -72,7 +72,7 @@ pub(super) fn measure(bed: &Bed<'_>, _across: &mut Across) -> Result<Found> {
 fn write(bed: &Bed<'_>, at_mib: u64, mib: u64) -> Result<()> {
     let dd =
         format!("dd if=/dev/urandom of=/root/data bs=1M count={mib} seek={at_mib} conv=notrunc status=none");
-    bed.sh("still", &dd).map(drop)
+    bed.sh("still", &dd)
 }
 
 fn take(bed: &Bed<'_>, name: &str, taken: &mut Taken) -> Result<()> {
