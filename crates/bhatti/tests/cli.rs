@@ -211,14 +211,6 @@ fn a_data_directory_that_cannot_be_used_is_one_clear_line() {
 }
 
 #[test]
-fn storage_that_is_not_there_yet_is_refused_and_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let line = failure(&run(dir.path(), &["setup", "--storage", "btrfs-loop"]), 1);
-    assert!(line.contains("btrfs-loop") && line.contains("--storage here"), "{line}");
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-}
-
-#[test]
 fn help_version_and_completion_need_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let help = run(dir.path(), &["--help"]);

@@ -370,7 +370,6 @@ impl Check<'_> {
                 return self.about(&object, broken(what));
             }
         };
-        self.read_only(&subject, &path);
         let seal = match self.store.layers().seal_of(layer) {
             Ok(seal) => seal,
             Err(error) => {
@@ -384,7 +383,11 @@ impl Check<'_> {
             }
         };
         match seal {
-            Some(seal) if seal.blake3 == content && seal.len_bytes == len => Ok(()),
+            Some(seal) if seal.blake3 == content && seal.len_bytes == len => {
+                // It gets its mode in the moment after its name is committed, and its seal after that.
+                self.read_only(&subject, &path);
+                Ok(())
+            }
             Some(_) => self.about(&object, broken("it is not what it was when it was sealed".to_owned())),
             None => match structure(layer, &path)? {
                 Some(what) => self.about(&object, broken(what.to_owned())),
