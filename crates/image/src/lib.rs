@@ -32,6 +32,6 @@ pub use loop_fs::{
 };
 pub use minimal::{MinimalImage, build_minimal, minimal_recipe_id};
 pub use mount_unit::{MountUnit, UnitState};
-pub use overlay::{BackingFormat, qemu_img_create_overlay};
+pub use overlay::{BackingFormat, qemu_img_check, qemu_img_create_overlay};
 pub use programs::{Program, programs};
 pub use progress::{Build, Cancel, Progress};

@@ -87,7 +87,12 @@ impl<'a> Tool<'a> {
     }
 
     /// Runs it to its end and gives its stdout.
-    pub(crate) fn output(mut self) -> Result<Vec<u8>> {
+    pub(crate) fn output(self) -> Result<Vec<u8>> {
+        self.answer(&[0]).map(|(_, stdout)| stdout)
+    }
+
+    /// Runs it to its end and gives its status, which must be one of these, and its stdout.
+    pub(crate) fn answer(mut self, statuses: &[i32]) -> Result<(i32, Vec<u8>)> {
         if self.cancel.is_some_and(Cancel::is_cancelled) {
             return Err(Error::cancelled(self.op));
         }
@@ -102,8 +107,8 @@ impl<'a> Tool<'a> {
         let mut stdout = Vec::new();
         let mut stderr = Lines { partial: Vec::new(), tail: Vec::new(), on_line: self.on_line };
         let status = self.wait(&mut running, &mut stdout, &mut stderr)?;
-        if status.success() {
-            return Ok(stdout);
+        if let Some(code) = status.code().filter(|code| statuses.contains(code)) {
+            return Ok((code, stdout));
         }
         let how = match (status.code(), status.signal()) {
             (Some(code), _) => format!("{} ended with status {code}", self.program),
