@@ -12,7 +12,7 @@ use types::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Without `--size`.
+/// Without `--size`, where the filesystem under it is as large.
 const DEFAULT_SIZE: Bytes = Bytes(20 << 30);
 /// btrfs itself begins at 110 MiB; a kernel, an image and a template take some 600, and a full btrfs is no pleasure.
 const LEAST_SIZE: Bytes = Bytes(1 << 30);
@@ -236,7 +236,7 @@ fn make(facts: &Facts, size: Option<Bytes>) -> Result<Plan> {
             format!("{root}: is a mount point itself ({fs_type} on {})", source.display()),
         )
         .hint("name a directory below it with --data-dir, or unmount it first")),
-        (Mounted::No, _) => move_in(facts, size.unwrap_or(DEFAULT_SIZE)),
+        (Mounted::No, _) => move_in(facts, size.unwrap_or_else(|| DEFAULT_SIZE.min(facts.room.total))),
     }
 }
 

@@ -190,6 +190,16 @@ fn a_backing_file_that_is_gone_is_missed() {
 }
 
 #[test]
+fn without_a_size_it_is_as_large_as_fits() {
+    let made = |total| {
+        let small = Facts { room: Space { free: Bytes(10 * GIB), total: Bytes(total) }, ..facts() };
+        let steps = plan(&small, MAKE).unwrap().steps;
+        steps.iter().find_map(|step| if let Step::MakeFile(size) = step { Some(size.0) } else { None })
+    };
+    assert_eq!((made(100 * GIB), made(15 * GIB)), (Some(20 * GIB), Some(15 * GIB)));
+}
+
+#[test]
 fn without_room_for_a_second_copy_nothing_begins() {
     let mut full = facts();
     full.room.free = Bytes(2 * GIB);

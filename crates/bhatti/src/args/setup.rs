@@ -21,7 +21,8 @@ pub struct Setup {
     /// How data is to be kept: `auto` and `here` use the data directory as it is, `btrfs-loop` puts it into a btrfs in a file beside it
     #[arg(long, value_enum, default_value_t = Storage::Auto)]
     pub storage: Storage,
-    /// How large that btrfs may become, such as 20G or 20480M; given again, it grows [default: 20G]
+    /// How large that btrfs may become, such as 20G or 20480M; given again, it grows [default: 20G, or what
+    /// the filesystem under it has]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, conflicts_with = "undo")]
     pub size: Option<Size>,
     /// Move the data back from the btrfs into a plain directory, and remove the btrfs
