@@ -18,7 +18,7 @@ pub use host::{Event, Health, ImageObject, Version};
 pub use request::{CreateRequest, EditRequest, FileSpec, StartRequest, StopRequest, VolumeSpec};
 pub use sandbox::{FileEntry, FileStat, LastTransition, Sandbox, SandboxReply, Session};
 pub use snapshot::{ForkReply, ForkRequest, ResumeRequest, Snapshot, SnapshotReply, SnapshotRequest};
-pub use upkeep::{Finding, Fsck, FsckRequest, Gc, GcItem, GcRequest};
+pub use upkeep::{Checked, Finding, Fsck, FsckEvent, FsckRequest, Gc, GcItem, GcRequest};
 pub use usage::{FileUsage, ObjectUsage, OwnerUsage, SandboxUsage, SnapshotUsage, Usage, UsageFigures};
 
 /// Name of the header that carries a file's mode in octal on `GET` and `HEAD` of `/files`.

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::error::ErrorDetail;
+
 /// `POST /fsck`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -18,10 +20,56 @@ pub struct Fsck {
     pub clean: bool,
     /// Whether it went to the end.
     pub complete: bool,
+    /// Findings of severity `error` that no repair has dealt with.
+    pub errors: usize,
+    /// Those of severity `warning`.
+    pub warnings: usize,
+    /// Those of severity `note`.
+    pub notes: usize,
     /// What was found, the worst first.
     pub findings: Vec<Finding>,
-    /// Bytes that were read and compared with their checksums.
-    pub checked_bytes: u64,
+    /// How much was looked at.
+    pub checked: Checked,
+}
+
+/// How much was looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Checked {
+    /// Sandboxes.
+    pub sandboxes: u64,
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Images' contents.
+    pub images: u64,
+    /// Kernels.
+    pub kernels: u64,
+    /// Templates.
+    pub templates: u64,
+    /// Frozen disk layers.
+    pub layers: u64,
+    /// RAM bases of sandboxes' own.
+    pub bases: u64,
+    /// Data that was read and compared with its checksum.
+    pub bytes: u64,
+}
+
+/// A line of a check that is followed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FsckEvent {
+    /// It goes on.
+    Progress {
+        /// What is being read, for people.
+        what: String,
+        /// Bytes that were read.
+        done_bytes: u64,
+        /// Bytes that will have been read, about.
+        total_bytes: u64,
+    },
+    /// It has ended; this is the last line.
+    Report(Fsck),
+    /// It failed; this is the last line.
+    Error(ErrorDetail),
 }
 
 /// Something that was found.
@@ -41,9 +89,10 @@ pub struct Finding {
     pub way_out: String,
     /// The sandboxes and snapshots that need it.
     pub needed_by: Vec<String>,
-    /// Whether `repair` does something about it.
-    pub repairable: bool,
-    /// What the repair did, or why it could not.
+    /// What `repair` does about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repair: Option<String>,
+    /// What the repair did; begins with `failed: ` when it could not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<String>,
 }

@@ -498,8 +498,8 @@ pub struct Fsck {
     /// Mend what can be mended without losing anything; what cannot is moved to quarantine/ in the data directory
     #[arg(long)]
     pub repair: bool,
-    /// Only tell, which is what is done without --repair
-    #[arg(long, conflicts_with = "repair")]
+    /// Only tell what a repair would do
+    #[arg(long)]
     pub dry_run: bool,
 }
 

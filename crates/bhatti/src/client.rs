@@ -2,6 +2,7 @@
 
 mod connect;
 mod events;
+mod lines;
 mod live;
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 pub use connect::{Daemon, data_dir};
 pub use events::EventReader;
+pub use lines::LineReader;
 pub use live::{Input, Live, Outcome};
 
 use crate::args::Global;
@@ -77,6 +79,18 @@ impl Client {
     pub async fn send(&self, method: Method, path: &str, body: Body) -> Result<Response<Incoming>> {
         let request = self.daemon.request(method, path).body(body).map_err(|error| self.broken(&error))?;
         self.checked(request).await
+    }
+
+    /// Asks with POST for documents that come line by line.
+    pub async fn lines<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<LineReader<T>> {
+        let body = whole(serde_json::to_vec(body).unwrap_or_default().into());
+        let request = self.daemon.request(Method::POST, path).header(header::ACCEPT, "application/x-ndjson");
+        let request = request.body(body).map_err(|error| self.broken(&error))?;
+        Ok(LineReader::new(self.checked(request).await?))
     }
 
     async fn checked(&self, request: Request<Body>) -> Result<Response<Incoming>> {

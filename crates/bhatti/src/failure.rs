@@ -10,6 +10,9 @@ pub const FAILED: u8 = 1;
 /// Wrong usage.
 pub const USAGE: u8 = 2;
 
+/// Called off by a signal: 128 + SIGINT, as a shell tells it.
+pub const INTERRUPTED: u8 = 130;
+
 /// A failure: `error: <what>: <why>; <what to do>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {

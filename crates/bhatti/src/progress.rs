@@ -35,3 +35,42 @@ impl Drop for Waiting {
         }
     }
 }
+
+/// How much of something has been read, as a bar on stderr that is gone when this is dropped. Nothing where stderr is no
+/// terminal.
+#[derive(Debug)]
+pub struct Reading(Option<ProgressBar>);
+
+impl Reading {
+    /// Begins to show it.
+    pub fn begin() -> Self {
+        if !terminal::can_draw() {
+            return Self(None);
+        }
+        let bar = ProgressBar::new(0);
+        if let Ok(style) =
+            ProgressStyle::with_template("{spinner} {bytes} of {total_bytes} {elapsed} {wide_msg}")
+        {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(TICK);
+        Self(Some(bar))
+    }
+
+    /// So far it is, and this is being read.
+    pub fn at(&self, what: &str, done: u64, total: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_length(total);
+            bar.set_position(done);
+            bar.set_message(what.to_owned());
+        }
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}

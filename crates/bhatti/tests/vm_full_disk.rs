@@ -32,7 +32,10 @@ fn names(dir: &Path) -> BTreeSet<PathBuf> {
 fn a_full_disk_refuses_what_needs_room_and_leaves_guests_running() {
     let host = TestHost::on_small_filesystem(BHATTI, 1536);
     let _made = host.json(&["create", "--name", "a"]);
-    host.sh("a", "echo kept > /dev/shm/nonce; dd if=/dev/urandom of=/dev/shm/noise bs=1M count=24 status=none");
+    host.sh(
+        "a",
+        "echo kept > /dev/shm/nonce; dd if=/dev/urandom of=/dev/shm/noise bs=1M count=24 status=none",
+    );
     let _asleep = host.json(&["create", "--name", "asleep"]);
     let _stopped = host.json(&["stop", "asleep"]);
     // Once with no room at all, once with room for the small files and not for the memory.
@@ -45,7 +48,13 @@ fn a_full_disk_refuses_what_needs_room_and_leaves_guests_running() {
             vec!["create", "--name", "b", "--memory", "640"],
         ] {
             let outcome = host.run(&args);
-            assert_eq!(outcome.code, 1, "{args:?} with {leave} bytes free: {}{}", outcome.text(), outcome.stderr);
+            assert_eq!(
+                outcome.code,
+                1,
+                "{args:?} with {leave} bytes free: {}{}",
+                outcome.text(),
+                outcome.stderr
+            );
             let said = outcome.stderr.to_lowercase();
             assert!(said.contains("space") || said.contains("full"), "{args:?}: {said}");
             assert_eq!(host.sh("a", "cat /dev/shm/nonce"), "kept", "{args:?}");

@@ -8,8 +8,12 @@
 use std::sync::{Arc, RwLock};
 
 use serde_json::json;
-use storage::{CloneReport, ImageRecord, ImageRef, KernelRecord, Manifest, RunState, SandboxDir, TemplateRecord};
-use types::{Arch, Boot, CloneMethod, ImageName, Mebibytes, SandboxId, SandboxSpec, StorageLayout, Timestamp};
+use storage::{
+    CloneReport, ImageRecord, ImageRef, KernelRecord, Manifest, RunState, SandboxDir, TemplateRecord,
+};
+use types::{
+    Arch, Boot, CloneMethod, ImageName, Mebibytes, SandboxId, SandboxSpec, StorageLayout, Timestamp,
+};
 
 use crate::actor::{Actor, Shared};
 use crate::bring_up::{Origin, Pages, bring_up};

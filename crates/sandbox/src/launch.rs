@@ -69,7 +69,10 @@ impl<'a> Frame<'a> {
         let mut below: Vec<_> =
             layers.map(|(layer, path)| DiskFile { path: path.clone(), format: format(layer) }).collect();
         if below.last().is_none_or(|last| last.format != DiskFormat::Raw) {
-            below.push(DiskFile { path: storage::object_from_machine_dir(self.image), format: DiskFormat::Raw });
+            below.push(DiskFile {
+                path: storage::object_from_machine_dir(self.image),
+                format: DiskFormat::Raw,
+            });
         }
         RootDisk { top: DiskFile { path, format: DiskFormat::Qcow2 }, below }
     }

@@ -56,7 +56,8 @@ pub use services::HostConfig;
 pub use setup::{SetupConfig, SetupReport, SetupStep, setup};
 pub use snapshots::{Fork, Resume, SnapshotWish};
 pub use storage::{
-    Figures, FileUsage, Finding, FsckProgress, FsckReport, GcItem, ImageRecord, Outcome, Severity, Trial, Usage,
+    Figures, FileUsage, Finding, FsckProgress, FsckReport, GcItem, ImageRecord, Outcome, Severity, Trial,
+    Usage,
 };
 pub use upkeep::{Gc, Upkeep};
 pub use usage::UsageCheck;

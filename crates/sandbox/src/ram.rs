@@ -132,7 +132,8 @@ impl PageSource for Captured {
 
     fn read(&self, at: RamOffset, buf: &mut [u8]) -> io::Result<()> {
         let missing = || io::Error::from(io::ErrorKind::InvalidInput);
-        let which = self.runs.partition_point(|run| run.start.0 <= at.0).checked_sub(1).ok_or_else(missing)?;
+        let which =
+            self.runs.partition_point(|run| run.start.0 <= at.0).checked_sub(1).ok_or_else(missing)?;
         let within = usize::try_from(at.0 - self.runs[which].start.0).map_err(io::Error::other)?;
         let run = usize::try_from(self.runs[which].len.0).map_err(io::Error::other)?;
         if within + buf.len() > run {

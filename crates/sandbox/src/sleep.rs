@@ -104,12 +104,17 @@ impl Actor {
                 return Ok((memory, manifest, pin, stats));
             }
             // So much is kept as a base: the next wake maps it, and the next stop writes what changed since.
-            let (base, written, _until_pinned) = store.write_own_base(&manifest.ram_base, manifest.memory_mib, &ram)?;
+            let (base, written, _until_pinned) =
+                store.write_own_base(&manifest.ram_base, manifest.memory_mib, &ram)?;
             manifest.ram_base = base;
             let pin = store.pin(&manifest);
             let unchanged = Unchanged(manifest.memory_mib.bytes());
             let memory = dir.stage_memory(&unchanged, header(&manifest), COMPRESSION_LEVEL)?;
-            let stats = MemoryStats { private, zero: Bytes(0), stored: Bytes(written.private.0 + memory.stats().stored.0) };
+            let stats = MemoryStats {
+                private,
+                zero: Bytes(0),
+                stored: Bytes(written.private.0 + memory.stats().stored.0),
+            };
             Ok((memory, manifest, pin, stats))
         })
         .await?;

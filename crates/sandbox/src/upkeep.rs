@@ -1,12 +1,15 @@
 //! Upkeep: everything checked, and what nothing names removed; beside a daemon's work, or on a directory without one.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use storage::{Company, DaemonLock, FsckOptions, FsckProgress, FsckReport, GcItem, GcKind, GcReport, Store};
-use types::{Bytes, SandboxId};
+use serde_json::json;
+use storage::{
+    Company, DaemonLock, FsckOptions, FsckProgress, FsckReport, GcItem, GcKind, GcReport, Outcome, Severity,
+    Store,
+};
+use types::{Bytes, Owner, SandboxId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
@@ -40,25 +43,50 @@ impl Drop for CallOff {
 
 impl Host {
     /// Checks every manifest, checksum, base and reference; with `repair` mends what can be mended without losing
-    /// anything, and moves away what cannot. A caller who goes away calls it off.
+    /// anything, and moves away what cannot. `watch` is told how far it is. A caller who goes away calls it off; a repair
+    /// that has begun is finished.
     ///
     /// # Errors
     /// When the data directory cannot be read.
-    pub async fn fsck(&self, repair: bool) -> Result<FsckReport> {
+    pub async fn fsck(
+        &self,
+        repair: bool,
+        watch: impl Fn(FsckProgress) + Send + 'static,
+    ) -> Result<FsckReport> {
         let store = self.inner.services.store.clone();
-        let known: HashSet<SandboxId> = self.inner.registry.ids();
+        let registry = self.clone();
         let cancel = Arc::new(AtomicBool::new(false));
         let _when_dropped = CallOff(Arc::clone(&cancel));
-        blocking(move || check(&store, false, repair, &|id| known.contains(id), &|_| {}, &cancel)).await
+        let report = blocking(move || {
+            // Asked anew each time: a sandbox may be made or destroyed while others are checked.
+            let is_known = |id: &SandboxId| registry.inner.registry.ids().contains(id);
+            check(&store, false, repair, &is_known, &watch, &cancel)
+        })
+        .await?;
+        let repaired =
+            report.findings.iter().filter(|finding| matches!(finding.outcome, Some(Outcome::Done(_))));
+        let detail = json!({
+            "complete": report.complete,
+            "errors": report.left(Severity::Error),
+            "warnings": report.left(Severity::Warning),
+            "repaired": repaired.count(),
+        });
+        self.inner.services.events.host("fsck", &Owner::admin(), detail);
+        Ok(report)
     }
 
-    /// Removes what no manifest names and nobody has open.
+    /// Removes what no manifest names and nobody has open. Once begun it is finished even when the caller goes away.
     ///
     /// # Errors
     /// When the data directory cannot be read; nothing is removed then.
     pub async fn gc(&self, dry_run: bool) -> Result<Gc> {
         let store = self.inner.services.store.clone();
-        self.to_the_end(blocking(move || collect(&store, false, dry_run, None))).await
+        let gone = self.to_the_end(blocking(move || collect(&store, false, dry_run, None))).await?;
+        if !dry_run && !gone.removed.is_empty() {
+            let detail = json!({ "removed": gone.removed.len(), "freed_bytes": gone.freed });
+            self.inner.services.events.host("gc", &Owner::admin(), detail);
+        }
+        Ok(gone)
     }
 }
 
@@ -73,8 +101,12 @@ impl Upkeep {
     /// Takes the directory.
     ///
     /// # Errors
-    /// `NotFound` when there is none, `Busy` when a daemon has it, `NotReady` when it cannot be written.
+    /// `NotFound` when it is no data directory, `Busy` when a daemon has it, `NotReady` when it cannot be written.
     pub fn open(data_dir: &Path) -> Result<Self> {
+        if !Store::is_there(data_dir) {
+            let text = format!("{} is no data directory of bhatti", data_dir.display());
+            return Err(Error::new(ErrorKind::NotFound, text).hint("give another with --data-dir"));
+        }
         let store = Store::open(data_dir)?;
         let lock = store.lock_daemon()?;
         Ok(Self { store, _lock: lock })
@@ -124,12 +156,23 @@ fn check(
     cancel: &AtomicBool,
 ) -> Result<FsckReport> {
     let company = company(alone)?;
-    let options = FsckOptions { progress, cancel, check_overlay: None, is_known };
+    let options = FsckOptions { progress, cancel, check_overlay: Some(&overlay_damage), is_known };
     let mut report = store.fsck(&company, &options)?;
-    if repair && report.complete {
+    if repair && report.complete && !cancel.load(Ordering::Relaxed) {
         store.repair(&mut report, &company, is_known);
     }
     Ok(report)
+}
+
+/// What the program that made an overlay says of it; nothing where it cannot be asked.
+fn overlay_damage(path: &Path) -> Option<String> {
+    match image::qemu_img_check(path) {
+        Ok(damage) => damage,
+        Err(error) => {
+            tracing::debug!(%error, path = %path.display(), "an overlay was not looked into");
+            None
+        }
+    }
 }
 
 fn collect(store: &Store, alone: bool, dry_run: bool, only: Option<&[GcKind]>) -> Result<Gc> {

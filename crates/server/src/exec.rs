@@ -19,7 +19,7 @@ use crate::stream::{Command, Ending, Happening, error_event, shell_status};
 /// How much of each of stdout and stderr a buffered answer holds.
 pub(crate) const OUTPUT_LIMIT: usize = 10 * 1024 * 1024;
 const CUT_MARKER: &str = "[bhatti: output cut at 10 MiB]\n";
-const NDJSON: &str = "application/x-ndjson";
+pub(crate) const NDJSON: &str = "application/x-ndjson";
 
 /// Runs a command in a sandbox, waking it if need be. A client that goes away takes the command with it.
 #[utoipa::path(
@@ -66,7 +66,7 @@ pub(crate) async fn exec(
     }
 }
 
-fn wants_ndjson(headers: &HeaderMap) -> bool {
+pub(crate) fn wants_ndjson(headers: &HeaderMap) -> bool {
     headers
         .get_all(header::ACCEPT)
         .iter()
@@ -74,7 +74,7 @@ fn wants_ndjson(headers: &HeaderMap) -> bool {
         .any(|value| value.split(',').any(|kind| kind.split(';').next().is_some_and(|k| k.trim() == NDJSON)))
 }
 
-fn ndjson(body: Body) -> Response {
+pub(crate) fn ndjson(body: Body) -> Response {
     ([(header::CONTENT_TYPE, NDJSON), (header::CACHE_CONTROL, "no-store")], body).into_response()
 }
 

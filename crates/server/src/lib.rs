@@ -38,4 +38,4 @@ pub use listen::{Listeners, serve};
 pub use openapi::openapi_json;
 pub use refusal::Refusal;
 pub use router::{Door, router};
-pub use tell::{fsck as fsck_reply, gc as gc_reply};
+pub use upkeep::{fsck_reply, gc_reply};

@@ -20,7 +20,7 @@ use crate::{events, exec, files, host, sandboxes, shell, snapshots, upkeep, usag
         exec::exec, shell::live_exec, shell::shell,
         files::read, files::head, files::write,
     ),
-    components(schemas(api::ExecEvent, api::ShellControl, api::FileEntry)),
+    components(schemas(api::ExecEvent, api::FsckEvent, api::ShellControl, api::FileEntry)),
     modifiers(&Bearer),
     security(("key" = [])),
 )]

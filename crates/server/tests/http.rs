@@ -325,3 +325,28 @@ async fn the_description_served_is_the_one_that_is_kept() {
     let (_dir, router) = unix().await;
     assert_eq!(json(answer(&router, request(Method::GET, "/openapi.json", "")).await).await, described);
 }
+
+#[tokio::test]
+async fn a_new_data_directory_is_clean_and_has_nothing_to_collect() {
+    let (_dir, router) = unix().await;
+    let post = |path: &str, body: &str| request(Method::POST, path, body.to_owned());
+    let report = json(answer(&router, post("/fsck", "")).await).await;
+    assert_eq!(
+        (&report["clean"], &report["complete"], &report["findings"]),
+        (&true.into(), &true.into(), &serde_json::json!([])),
+        "{report}"
+    );
+    let gone = json(answer(&router, post("/gc", r#"{"dry_run":true}"#)).await).await;
+    assert_eq!((&gone["dry_run"], &gone["removed"]), (&true.into(), &serde_json::json!([])), "{gone}");
+    refused(&router, post("/fsck", r#"{"fix":true}"#), 400, "bad_request").await;
+    refused(&router, post("/gc", r#"{"dry_run":1}"#), 400, "bad_request").await;
+    refused(&router, request(Method::GET, "/gc", ""), 405, "method_not_allowed").await;
+
+    // As lines the report is the last one.
+    let mut lines = post("/fsck", r#"{"repair":true}"#);
+    lines.headers_mut().insert(header::ACCEPT, "application/x-ndjson".parse().unwrap());
+    let bytes = answer(&router, lines).await.into_body().collect().await.unwrap().to_bytes();
+    let last = bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).next_back().unwrap();
+    let last: serde_json::Value = serde_json::from_slice(last).unwrap();
+    assert_eq!(last["report"]["clean"], true, "{last}");
+}

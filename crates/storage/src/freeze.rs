@@ -201,7 +201,9 @@ impl Freeze {
         let target = self.dir.path.join(layout::root_disk(StorageLayout::Overlay));
         if !self.committed {
             let Some((_, staged)) = &mut self.staged else {
-                return Err(Error::new(ErrorKind::Invalid, "freeze", &self.old).because("it was not prepared"));
+                return Err(
+                    Error::new(ErrorKind::Invalid, "freeze", &self.old).because("it was not prepared")
+                );
             };
             staged.put(&manifest)?;
             self.committed = true;

@@ -24,6 +24,7 @@ use types::{Bytes, ContentId, SandboxId, SandboxName};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::gc::Company;
+use crate::layout::Layout;
 use crate::references::{References, Shared};
 use crate::store::Store;
 
@@ -219,6 +220,12 @@ pub struct FsckOptions<'a> {
 }
 
 impl Store {
+    /// Whether `root` has been opened before.
+    #[must_use]
+    pub fn is_there(root: &Path) -> bool {
+        Layout::new(root).sandboxes().is_dir()
+    }
+
     /// Looks at everything. Nothing is changed.
     ///
     /// # Errors

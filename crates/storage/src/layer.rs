@@ -65,7 +65,9 @@ impl Layers<'_> {
                 Err(error) => return Err(damaged("it is missing").caused_by(error)),
             };
             match self.seal_of(layer)? {
-                Some(seal) if seal.len_bytes.0 != len => Err(damaged("it has another size than when it was sealed")),
+                Some(seal) if seal.len_bytes.0 != len => {
+                    Err(damaged("it has another size than when it was sealed"))
+                }
                 _ => Ok((layer.clone(), layout::from_machine_dir(&layout::layer_below_root(layer)))),
             }
         });

@@ -181,7 +181,8 @@ pub(crate) fn quarantined(when: &str, what: &str) -> String {
 
 /// Whether a name in the quarantine is a sandbox's or a snapshot's, whose manifest named what nobody can tell.
 pub(crate) fn is_quarantined_machine(name: &str) -> bool {
-    name.split_once('-').is_some_and(|(_, what)| what.starts_with("sandbox-") || what.starts_with("snapshot-"))
+    name.split_once('-')
+        .is_some_and(|(_, what)| what.starts_with("sandbox-") || what.starts_with("snapshot-"))
 }
 
 /// An image's object, from the data root.

@@ -43,7 +43,9 @@ pub use kernel::{KernelRecord, Kernels, StagedKernel};
 pub use layer::{LayerSeal, Layers};
 pub use layout_choice::{LayoutChoice, LayoutCost, LayoutMeasurement};
 pub use lock::{DaemonLock, SetupLock};
-pub use manifest::{DeviceRecord, ImageRef, LayerFormat, LayerRef, MachineRecord, Manifest, MemoryRecord, RamBase, RunState};
+pub use manifest::{
+    DeviceRecord, ImageRef, LayerFormat, LayerRef, MachineRecord, Manifest, MemoryRecord, RamBase, RunState,
+};
 pub use memory::{
     LoadReport, MemoryHeader, MemoryImage, MemoryStats, OWN_BASE_ABOVE, PageSink, PageSource, RamBaseReport,
     StagedMemory, Unchanged,
@@ -60,6 +62,6 @@ pub use store::{Space, Store};
 pub use template::{StagedTemplate, TemplateRecord, TemplateSpec, Templates};
 pub use tree_copy::TreeSize;
 pub use usage::{
-    Figures, FileUsage, ObjectUsage, OwnerUsage, SandboxUsage, SnapshotUsage, Trial, TrialSize, Usage, UsageKind,
-    UsageMethod,
+    Figures, FileUsage, ObjectUsage, OwnerUsage, SandboxUsage, SnapshotUsage, Trial, TrialSize, Usage,
+    UsageKind, UsageMethod,
 };

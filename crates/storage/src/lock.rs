@@ -83,7 +83,8 @@ pub(crate) fn setup(root: &Path) -> Result<SetupLock> {
 pub(crate) fn no_daemon(root: &Path) -> Result<DaemonLock> {
     let path = root.join("daemon.lock");
     let file = open_lock_file(&path)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| Error::io("lock", &path, error))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|error| Error::io("lock", &path, error))?;
     Ok(DaemonLock { _file: file })
 }
 
@@ -91,7 +92,8 @@ pub(crate) fn no_daemon(root: &Path) -> Result<DaemonLock> {
 pub(crate) fn try_setup(root: &Path) -> Result<SetupLock> {
     let path = root.join("setup.lock");
     let file = open_lock_file(&path)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| Error::io("lock", &path, error))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|error| Error::io("lock", &path, error))?;
     Ok(SetupLock { _file: file })
 }
 

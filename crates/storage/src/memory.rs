@@ -19,8 +19,8 @@ use crate::durable::Staged;
 
 pub use base::RamBaseReport;
 pub(crate) use base::{hash_base_watched, write_ram_base};
-pub use own::{OWN_BASE_ABOVE, Unchanged};
 pub use load::MemoryImage;
+pub use own::{OWN_BASE_ABOVE, Unchanged};
 pub(crate) use write::write;
 
 /// The RAM of a paused guest, as the store sees it.

@@ -204,9 +204,7 @@ fn is_held(store: &Store, kind: &LeftoverKind, path: &Path) -> Result<bool> {
         LeftoverKind::ConsumedMemory(id)
         | LeftoverKind::StaleSocket(id)
         | LeftoverKind::HalfFrozen(id)
-        | LeftoverKind::Broken(id, _) => {
-            store.sandbox(id).is_locked()
-        }
+        | LeftoverKind::Broken(id, _) => store.sandbox(id).is_locked(),
         LeftoverKind::StagedFile => {
             // In a sandbox's directory the VMM may be writing it; elsewhere its maker holds it.
             let machine_in = |dir: &Path| Ok(lock::is_held(dir)? || root_disk_in(dir)?);

@@ -72,7 +72,8 @@ impl Snapshots<'_> {
             if let Ok(owner) = owner.parse::<Owner>()
                 && durable::is_dir_itself(&dir)
             {
-                found.extend(self.of(&owner)?.into_iter().map(|(name, record)| (owner.clone(), name, record)));
+                found
+                    .extend(self.of(&owner)?.into_iter().map(|(name, record)| (owner.clone(), name, record)));
             }
         }
         Ok(found)
@@ -284,7 +285,9 @@ impl StagedSnapshot {
     ) -> Result<SnapshotRecord> {
         let Self { staged, named } = self;
         let Some((owner, name, target)) = named else {
-            return Err(Error::new(ErrorKind::Invalid, "commit snapshot", staged.path()).because("it has no name"));
+            return Err(
+                Error::new(ErrorKind::Invalid, "commit snapshot", staged.path()).because("it has no name")
+            );
         };
         let mut record = SnapshotRecord {
             name,

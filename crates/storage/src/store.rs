@@ -16,9 +16,9 @@ use crate::lock::{self, DaemonLock, SetupLock};
 use crate::manifest::{Manifest, RamBase};
 use crate::probe::{self, FsCapabilities};
 use crate::reconcile::{self, Leftover, ReconcileReport};
+use crate::references::Pins;
 use crate::relocate;
 use crate::sandbox_dir::{SandboxDir, StagedSandbox};
-use crate::references::Pins;
 use crate::snapshot::Snapshots;
 use crate::template::Templates;
 

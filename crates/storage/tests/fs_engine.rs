@@ -112,9 +112,12 @@ fn fs_a_freeze_cut_anywhere_is_finished_or_never_happened() {
             let top = fs::metadata(dir.root_disk_path(found.layout)).unwrap();
             let shared = fs::metadata(store.layers().path(&layer)).is_ok_and(|meta| meta.ino() == top.ino());
             assert_eq!(shared, cut == 0, "cut {cut}: the top lies on itself");
-            assert!(dir.path().read_dir().unwrap().all(|entry| {
-                !entry.unwrap().file_name().to_string_lossy().ends_with(".new")
-            }));
+            assert!(
+                dir.path()
+                    .read_dir()
+                    .unwrap()
+                    .all(|entry| { !entry.unwrap().file_name().to_string_lossy().ends_with(".new") })
+            );
         }
     }
 }
@@ -250,7 +253,11 @@ fn fs_a_base_of_its_own_is_what_lay_below_with_the_changes_on_top() {
     assert_eq!(file.metadata().unwrap().len(), MEMORY.bytes().0);
     assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o444);
     // The same memory has the same name, however it came about.
-    let whole = Ram((0..100).filter(|&page| page != 5).map(|page| (page, vec![9; 4096])).chain(ram.0.clone()).collect());
+    let whole = Ram((0..100)
+        .filter(|&page| page != 5)
+        .map(|page| (page, vec![9; 4096]))
+        .chain(ram.0.clone())
+        .collect());
     let (again, ..) = store.write_own_base(&RamBase::Zero, MEMORY, &whole).unwrap();
     assert_eq!(again, base);
     let (on_top, ..) = store.write_own_base(&base, MEMORY, &Ram::with([(5, 9)])).unwrap();

@@ -11,9 +11,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use bhatti_storage::{
-    ErrorKind, LeftoverKind, Manifest, MemoryHeader, RunState, Store, layout,
-};
+use bhatti_storage::{ErrorKind, LeftoverKind, Manifest, MemoryHeader, RunState, Store, layout};
 use types::{Arch, Bytes, CloneMethod, Mebibytes, SandboxId, StorageLayout};
 
 use fixtures::{LAYOUTS, MEMORY, Ram, image, mode, open, sandbox, stop, template, tree};

@@ -111,7 +111,8 @@ impl TestHost {
     pub fn on_small_filesystem(program: &str, mib: u64) -> Self {
         let base = std::env::var_os("BHATTI_TEST_DATA").map(PathBuf::from).expect("BHATTI_TEST_DATA");
         let small = SmallFs::on(&test_root(), mib);
-        let dir = tempfile::Builder::new().prefix("bhatti-test-").tempdir_in(small.path()).expect("a directory");
+        let dir =
+            tempfile::Builder::new().prefix("bhatti-test-").tempdir_in(small.path()).expect("a directory");
         copy_prepared(&base, dir.path());
         let mut host = Self {
             program: PathBuf::from(program),

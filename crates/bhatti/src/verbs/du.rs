@@ -171,13 +171,16 @@ fn copies_saved(usage: &Usage) -> u64 {
         let sleeps = files.iter().any(|file| file.kind == "memory");
         let under = usage.objects.iter().filter(|object| lies_on.contains(&object.path));
         under
-            .filter(|object| match object.kind.as_str() {
-                "image" | "layer" => true,
+            .flat_map(|object| &object.files)
+            .filter(|file| match file.kind.as_str() {
+                "layer" => true,
+                // Its other names are the same file.
+                "image" => lies_on.contains(&file.path),
                 // Memory is on the disk for those that sleep.
-                "template" | "base" => sleeps,
+                "base" => sleeps,
                 _ => false,
             })
-            .map(|object| object.figures.referenced_bytes)
+            .map(|file| file.figures.referenced_bytes)
             .sum()
     };
     let sandboxes = usage.sandboxes.iter().map(|sandbox| of(&sandbox.files, &sandbox.lies_on));
@@ -417,26 +420,25 @@ mod tests {
 
     #[test]
     fn what_is_not_copied_is_counted_for_each_that_lies_on_it() {
-        let object = |kind: &str, path: &str, referenced| ObjectUsage {
+        let file = |kind: &str, path: &str, referenced| api::FileUsage {
+            kind: kind.to_owned(),
+            path: path.to_owned(),
+            figures: figures(referenced, referenced),
+        };
+        let object = |kind: &str, path: &str, files: Vec<api::FileUsage>| ObjectUsage {
             kind: kind.to_owned(),
             name: String::new(),
             path: path.to_owned(),
             owner: None,
-            figures: figures(referenced, referenced),
-            files: Vec::new(),
+            figures: figures(1 << 40, 1 << 40),
+            files,
         };
         let sandbox = |sleeps: bool| api::SandboxUsage {
             id: String::new(),
             name: None,
             owner: None,
             figures: UsageFigures::default(),
-            files: (sleeps.then(|| api::FileUsage {
-                kind: "memory".to_owned(),
-                path: String::new(),
-                figures: UsageFigures::default(),
-            }))
-            .into_iter()
-            .collect(),
+            files: sleeps.then(|| file("memory", "m", 9)).into_iter().collect(),
             lies_on: ["i", "t", "k"].map(str::to_owned).to_vec(),
         };
         let usage = Usage {
@@ -448,10 +450,10 @@ mod tests {
             sandboxes: vec![sandbox(false), sandbox(true)],
             snapshots: Vec::new(),
             objects: vec![
-                object("image", "i", 100),
-                object("template", "t", 30),
-                object("kernel", "k", 7),
-                object("layer", "l", 5),
+                object("image", "i", vec![file("image", "i", 100), file("image", "link", 100)]),
+                object("template", "t", vec![file("base", "t/ram", 30), file("root_disk", "t/disk", 5)]),
+                object("kernel", "k", vec![file("kernel", "k/vmlinuz", 7)]),
+                object("layer", "l", vec![file("layer", "l", 5)]),
             ],
         };
         assert_eq!(copies_saved(&usage), 100 + 100 + 30);

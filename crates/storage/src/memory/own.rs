@@ -8,8 +8,8 @@ use std::path::Path;
 
 use types::{Bytes, ContentId, Mebibytes, PAGE_SIZE, RamOffset, RamRun};
 
-use super::base::{RamBaseReport, hash_base};
 use super::PageSource;
+use super::base::{RamBaseReport, hash_base};
 use super::write::{PAGE, private_runs};
 use crate::clone::clone_file;
 use crate::durable::{self, Staged};

@@ -6,10 +6,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use types::{Bytes, ContentId, Owner, SnapshotName};
+use types::{Bytes, ContentId, Owner, SnapshotName, StorageLayout};
 
 use crate::layout;
-use crate::manifest::{Manifest, RamBase};
+use crate::manifest::{LayerFormat, Manifest, RamBase};
 use crate::store::Store;
 use crate::usage::gauge::{Gauge, Measured, Source};
 use crate::usage::ledger::{Balance, InodeId, Ledger, NodeId};
@@ -319,7 +319,11 @@ fn object_name(kind: UsageKind, path: &Path) -> String {
 /// The shared objects under a sandbox.
 fn lies_on(manifest: &Manifest) -> Vec<PathBuf> {
     let mut under: Vec<PathBuf> = manifest.layers.iter().map(layout::layer_below_root).collect();
-    under.push(layout::object_below_root(&manifest.image.id));
+    // Nothing lies below a disk that is whole.
+    let whole = manifest.layers.last().map(|layer| layer.format == LayerFormat::Raw);
+    if !whole.unwrap_or(manifest.layout == StorageLayout::Reflink) {
+        under.push(layout::object_below_root(&manifest.image.id));
+    }
     under.push(layout::kernel_below_root(&manifest.kernel));
     under.push(match &manifest.ram_base {
         RamBase::Template { key, .. } => Path::new("templates").join(key.as_str()),
