@@ -139,7 +139,7 @@ impl StagedDir {
         match make_dir(&path) {
             Err(error) if error.kind() == ErrorKind::Exists => {
                 let left = open_dir(&path)?;
-                hold(&left, &path)?;
+                take(&left, &path)?;
                 remove_tree(&path)?;
                 make_dir(&path)?;
             }
@@ -223,8 +223,19 @@ pub(crate) fn link(object: &Path, relative: &Path, name: &Path) -> Result<()> {
     remove_if_there(&staged).map(drop)
 }
 
-/// Takes the lock that tells a staging name in use from a leftover.
+/// Takes the lock that tells a staging name in use from a leftover, of what was just made: nobody but those who look for
+/// leftovers has it, and only for a moment.
 fn hold(file: &File, path: &Path) -> Result<()> {
+    loop {
+        match flock(file, FlockOperation::LockExclusive) {
+            Err(rustix::io::Errno::INTR) => {}
+            locked => return locked.map_err(|error| Error::io("lock", path, error)),
+        }
+    }
+}
+
+/// As [`hold`], of what was there before.
+fn take(file: &File, path: &Path) -> Result<()> {
     flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
         let error = Error::io("lock", path, error);
         match error.kind() {

@@ -97,6 +97,10 @@ impl Layers<'_> {
         if self.seal_of(layer)?.is_some() {
             return Ok(());
         }
+        // A crash may have come between the commit that named it and its mode.
+        let path = self.path(layer);
+        let file = File::open(&path).map_err(|error| Error::io("open", &path, error))?;
+        durable::set_mode(&file, &path, 0o444)?;
         let seal = self.measure(layer)?;
         durable::replace(&self.store.layout().layer_record(&layer.id), &record::encode(FORMAT, &seal), 0o600)
     }

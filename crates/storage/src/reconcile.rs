@@ -161,11 +161,13 @@ fn in_sandbox(store: &Store, id: &SandboxId) -> Result<Vec<(LeftoverKind, String
     let dir = store.sandbox(id);
     let manifest = match dir.manifest() {
         Ok(manifest) => manifest,
+        // It is being destroyed.
+        Err(_) if !dir.path().exists() => return Ok(Vec::new()),
         Err(error) => return Ok(vec![(LeftoverKind::Broken(id.clone(), error.to_string()), String::new())]),
     };
     let mut found = Vec::new();
     let frozen = manifest.layers.first().map(|layer| layout::next_top(&layer.id));
-    for name in store.names_in(dir.path())? {
+    for name in store.names_if_there(dir.path())? {
         let kind = match name.as_str() {
             // It is the root disk: only its name is still to come.
             name if frozen.as_deref() == Some(name) => LeftoverKind::HalfFrozen(id.clone()),

@@ -191,14 +191,13 @@ impl Store {
                 Err(_) if !dir.path().exists() => continue,
                 Err(error) => found.unreadable.push(error),
             }
-            match self.names_in(dir.path()) {
+            match self.names_if_there(dir.path()) {
                 Ok(names) => found.waiting.extend(
                     names.iter().filter_map(|name| layout::next_top_over(name)).flat_map(|id| {
                         [LayerFormat::Qcow2, LayerFormat::Raw]
                             .map(|format| LayerRef { id: id.clone(), format })
                     }),
                 ),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => found.unreadable.push(error),
             }
         }
@@ -216,10 +215,7 @@ impl Store {
     /// The sandboxes and snapshots in quarantine.
     fn quarantined(&self) -> Result<Vec<PathBuf>> {
         let quarantine = self.layout().quarantine();
-        let names = match self.names_in(&quarantine) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            names => names?,
-        };
+        let names = self.names_if_there(&quarantine)?;
         let machines = names.into_iter().filter(|name| layout::is_quarantined_machine(name));
         Ok(machines.map(|name| quarantine.join(name)).collect())
     }

@@ -84,10 +84,7 @@ impl Snapshots<'_> {
     /// # Errors
     /// When the directory cannot be read.
     pub fn of(&self, owner: &Owner) -> Result<Vec<(SnapshotName, Result<SnapshotRecord>)>> {
-        let names = match self.store.names_in(&self.store.layout().snapshots_of(owner)) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            names => names?,
-        };
+        let names = self.store.names_if_there(&self.store.layout().snapshots_of(owner))?;
         let names = names.iter().filter_map(|name| name.parse::<SnapshotName>().ok());
         Ok(names.map(|name| (name.clone(), self.open(owner, &name).map(|dir| dir.record))).collect())
     }

@@ -95,6 +95,14 @@ impl Store {
         Ok(names)
     }
 
+    /// As `names_in`; nothing is in a directory that is not there, or that goes while it is read.
+    pub(crate) fn names_if_there(&self, dir: &Path) -> Result<Vec<String>> {
+        match self.names_in(dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            names => names,
+        }
+    }
+
     /// The data root, absolute.
     #[must_use]
     pub fn root(&self) -> &Path {

@@ -389,8 +389,8 @@ impl Check<'_> {
                 Ok(())
             }
             Some(_) => self.about(&object, broken("it is not what it was when it was sealed".to_owned())),
-            None => match structure(layer, &path)? {
-                Some(what) => self.about(&object, broken(what.to_owned())),
+            None => match structure(layer, &path).or_else(|error| unreadable(error).map(Some))? {
+                Some(what) => self.about(&object, broken(what)),
                 // Whoever froze it reads it just now, when nobody waits.
                 None if !self.company.alone && changed_lately(&path) => Ok(()),
                 None => {
@@ -476,15 +476,15 @@ fn changed_lately(path: &Path) -> bool {
 }
 
 /// What is wrong with a layer that has no checksum.
-fn structure(layer: &LayerRef, path: &Path) -> Result<Option<&'static str>> {
+fn structure(layer: &LayerRef, path: &Path) -> Result<Option<String>> {
     if layer.format == LayerFormat::Raw {
         return Ok(None);
     }
     let fail = |error| Error::io("read", path, error);
     let file = File::open(path).map_err(fail)?;
     match Qcow2::read(&file).map_err(fail)? {
-        Ok(header) => header.damage(&file).map_err(fail),
-        Err(what) => Ok(Some(what)),
+        Ok(header) => header.damage(&file).map(|damage| damage.map(str::to_owned)).map_err(fail),
+        Err(what) => Ok(Some(what.to_owned())),
     }
 }
 
