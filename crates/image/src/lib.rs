@@ -21,6 +21,7 @@ mod programs;
 mod progress;
 mod recipe;
 mod run;
+mod volume_fs;
 
 pub use config_drive::{CONFIG_DRIVE_BYTES, CONFIG_FILES_MAX_BYTES, ConfigDrive, config_drive};
 pub use error::{Error, ErrorKind, Result};
@@ -35,3 +36,4 @@ pub use mount_unit::{MountUnit, UnitState};
 pub use overlay::{BackingFormat, qemu_img_check, qemu_img_create_overlay};
 pub use programs::{Program, programs};
 pub use progress::{Build, Cancel, Progress};
+pub use volume_fs::make_volume_fs;
