@@ -16,8 +16,10 @@ mod volume;
 pub use error::{ErrorBody, ErrorDetail};
 pub use exec::{ExecEvent, ExecRequest, ExecResponse, ShellControl, TtySize};
 pub use host::{Event, Health, ImageObject, Version};
-pub use request::{CreateRequest, EditRequest, FileSpec, StartRequest, StopRequest, VolumeSpec};
-pub use sandbox::{FileEntry, FileStat, LastTransition, Sandbox, SandboxReply, Session};
+pub use request::{
+    After, AfterWord, CreateRequest, EditRequest, FileSpec, StartRequest, StopRequest, VolumeSpec,
+};
+pub use sandbox::{FileEntry, FileStat, LastDecision, LastTransition, Sandbox, SandboxReply, Session};
 pub use snapshot::{ForkReply, ForkRequest, ResumeRequest, Snapshot, SnapshotReply, SnapshotRequest};
 pub use upkeep::{Checked, Finding, Fsck, FsckEvent, FsckRequest, Gc, GcItem, GcRequest};
 pub use usage::{FileUsage, ObjectUsage, OwnerUsage, SandboxUsage, SnapshotUsage, Usage, UsageFigures};

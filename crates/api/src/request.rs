@@ -36,6 +36,15 @@ pub struct CreateRequest {
     pub init: Option<String>,
     /// Never put to sleep by itself.
     pub keep_hot: bool,
+    /// Seconds without work after which it is paused, in place of the daemon's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_after_sec: Option<After>,
+    /// Seconds without work after which it is put to sleep, in place of the daemon's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cold_after_sec: Option<After>,
+    /// Whether that is done also while its guest is busy or a detached command runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sleep_busy: Option<bool>,
     /// Free-form labels.
     pub labels: BTreeMap<String, String>,
     /// Sandbox (name or id: a live copy of it is made) or snapshot to start from. Image, sizes of processor and memory,
@@ -60,11 +69,34 @@ impl Default for CreateRequest {
             volumes: Vec::new(),
             init: None,
             keep_hot: false,
+            warm_after_sec: None,
+            cold_after_sec: None,
+            sleep_busy: None,
             labels: BTreeMap::new(),
             from: None,
             strict: false,
         }
     }
+}
+
+/// Seconds (the largest number of 32 bits is never), or a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum After {
+    /// So many seconds.
+    Seconds(u32),
+    /// No number.
+    Word(AfterWord),
+}
+
+/// What can stand in place of a number of seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AfterWord {
+    /// It is not done.
+    Never,
+    /// As the daemon was told.
+    Default,
 }
 
 /// A file to be placed in the guest.
@@ -103,6 +135,15 @@ pub struct EditRequest {
     /// Whether to stay hot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_hot: Option<bool>,
+    /// Seconds without work after which it is paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_after_sec: Option<After>,
+    /// Seconds without work after which it is put to sleep.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cold_after_sec: Option<After>,
+    /// Whether that is done also while its guest is busy or a detached command runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sleep_busy: Option<bool>,
     /// Labels to set; an empty value removes the label.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,

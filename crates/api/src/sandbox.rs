@@ -30,6 +30,15 @@ pub struct Sandbox {
     pub thermal: String,
     /// Exempt from going to sleep by itself.
     pub keep_hot: bool,
+    /// Seconds without work after which it is paused; never when null.
+    pub warm_after_sec: Option<u32>,
+    /// Seconds without work after which it is put to sleep; never when null.
+    pub cold_after_sec: Option<u32>,
+    /// Whether that is done also while its guest is busy or a detached command runs.
+    pub sleep_busy: bool,
+    /// What was last decided about it by itself, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_decision: Option<LastDecision>,
     /// Free-form labels.
     pub labels: BTreeMap<String, String>,
     /// The volumes that are attached, in the order of their ports.
@@ -54,6 +63,17 @@ pub struct Sandbox {
     /// The last change of state and what it took.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_transition: Option<LastTransition>,
+}
+
+/// Whether it was left alone, paused or put to sleep by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LastDecision {
+    /// `stay`, `pause` or `sleep`.
+    pub action: String,
+    /// Why, for people.
+    pub reason: String,
+    /// Since when; RFC 3339.
+    pub at: String,
 }
 
 /// A change of state that was made: create, start (wake), stop.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use types::{ImageName, SandboxName};
+use types::{After, ImageName, SandboxName};
 
 pub use setup::{Setup, Storage};
 pub use snapshot::{Copied, Fork, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotResume, SnapshotWhich};
@@ -189,12 +189,30 @@ pub struct Serve {
     /// Address for TCP, or `none` for the unix socket only
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR:PORT")]
     pub listen: Listen,
-    /// Seconds after which an idle sandbox is paused (accepted now; acted on in a later release)
-    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
-    pub warm_after: u32,
-    /// Seconds after which an idle sandbox is put to sleep (accepted now; acted on in a later release)
-    #[arg(long, default_value_t = 1800, value_name = "SECONDS")]
-    pub cold_after: u32,
+    /// Seconds without work after which a sandbox is paused, or `never`
+    #[arg(long, default_value = "30", value_name = "SECONDS")]
+    pub warm_after: After,
+    /// Seconds without work after which a sandbox is put to sleep, or `never`
+    #[arg(long, default_value = "1800", value_name = "SECONDS")]
+    pub cold_after: After,
+    /// Do so also while a guest is busy by itself or a detached command runs
+    #[arg(long)]
+    pub sleep_busy: bool,
+    /// Sandboxes that may wake or boot side by side; the others wait their turn
+    #[arg(long, default_value_t = 8, value_name = "SANDBOXES", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub wakes: u16,
+    /// Seconds that a request waits for its turn to wake a sandbox before it is refused
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub wake_wait: u32,
+    /// The most memory that all machines together may have [default: no limit]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_memory: Option<u64>,
+    /// Where the kernel tells of the host's memory
+    #[arg(long, value_name = "DIR", default_value = "/proc", hide = true)]
+    pub proc: PathBuf,
+    /// Milliseconds between two looks at a sandbox
+    #[arg(long, default_value_t = 1000, value_name = "MS", hide = true, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub thermal_tick: u32,
     /// Machines kept ready for the next create (accepted now; acted on in a later release)
     #[arg(long, default_value_t = 0, value_name = "SANDBOXES", value_parser = clap::value_parser!(u32).range(0..=1024))]
     pub standby: u32,
@@ -342,6 +360,8 @@ pub struct Create {
     /// Never put it to sleep by itself
     #[arg(long)]
     pub keep_hot: bool,
+    #[command(flatten)]
+    pub idle: Idle,
     /// Label it
     #[arg(long, value_name = "K=V")]
     pub label: Vec<Pair>,
@@ -355,6 +375,57 @@ pub struct Create {
     /// Refuse instead of taking the slow path
     #[arg(long)]
     pub strict: bool,
+}
+
+/// What one sandbox says in place of its host.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Idle {
+    /// Seconds without work after which it is paused, `never`, or `default` for what the daemon was told
+    #[arg(long, value_name = "SECONDS")]
+    pub warm_after: Option<AfterArg>,
+    /// Seconds without work after which it is put to sleep, `never`, or `default`
+    #[arg(long, value_name = "SECONDS")]
+    pub cold_after: Option<AfterArg>,
+    /// Do so also while its guest is busy by itself or a detached command runs
+    #[arg(long, overrides_with = "no_sleep_busy")]
+    pub sleep_busy: bool,
+    /// Leave it alone while its guest is busy by itself or a detached command runs
+    #[arg(long, overrides_with = "sleep_busy")]
+    pub no_sleep_busy: bool,
+}
+
+impl Idle {
+    /// What was said of busy guests.
+    pub fn busy(&self) -> Option<bool> {
+        match (self.sleep_busy, self.no_sleep_busy) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            (false, false) => None,
+        }
+    }
+}
+
+/// A number of seconds, `never` or `default`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AfterArg(pub Option<After>);
+
+impl AfterArg {
+    /// As it is asked of the daemon.
+    pub fn asked(self) -> api::After {
+        match self.0.map(After::as_seconds) {
+            None => api::After::Word(api::AfterWord::Default),
+            Some(None) => api::After::Word(api::AfterWord::Never),
+            Some(Some(seconds)) => api::After::Seconds(seconds),
+        }
+    }
+}
+
+impl FromStr for AfterArg {
+    type Err = types::InvalidSpec;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "default" { Ok(Self(None)) } else { text.parse().map(|after| Self(Some(after))) }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -385,6 +456,8 @@ pub struct Edit {
     /// Put it to sleep when it is idle
     #[arg(long, overrides_with = "keep_hot")]
     pub no_keep_hot: bool,
+    #[command(flatten)]
+    pub idle: Idle,
     /// Set a label; an empty value removes it
     #[arg(long, value_name = "K=V")]
     pub label: Vec<Pair>,

@@ -8,18 +8,19 @@
 //! 4. After SIGTERM or SIGINT: no new connections, a bounded drain, then the machines are left or put to sleep. A
 //!    second signal ends the program at once; machines outlive it in any case.
 
+use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sandbox::{Host, HostConfig};
+use sandbox::{Host, HostConfig, ThermalConfig};
 use server::{AdminKey, Listeners};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use types::{Accel, StorageLayout};
+use types::{Accel, Mebibytes, StorageLayout, ThermalTimes};
 
 use crate::args::{Accelerator, Global, Layout, Listen, Serve};
 use crate::client::data_dir;
@@ -103,6 +104,18 @@ fn config(global: &Global, asked: &Serve) -> Result<HostConfig> {
             Accelerator::Tcg => Some(Accel::Tcg),
         },
         boot_timeout: Duration::from_secs(asked.boot_timeout),
+        thermal: ThermalConfig {
+            times: ThermalTimes {
+                warm_after: asked.warm_after,
+                cold_after: asked.cold_after,
+                sleep_busy: asked.sleep_busy,
+            },
+            tick: Duration::from_millis(asked.thermal_tick.into()),
+        },
+        wakes: NonZeroUsize::new(asked.wakes.into()).unwrap_or(NonZeroUsize::MIN),
+        wake_wait: Duration::from_secs(asked.wake_wait.into()),
+        max_memory: asked.max_memory.map(Mebibytes),
+        proc: asked.proc.clone(),
     })
 }
 

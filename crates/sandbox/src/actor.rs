@@ -12,16 +12,19 @@ use guest::Guest;
 use serde_json::json;
 use storage::{Freeze, Manifest, RunState, SandboxDir, StagedSnapshot, StagedVolume};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::ReusableBoxFuture;
-use types::{Boot, CloneMethod, Mebibytes, SandboxName, Timestamp, VolumeMount, VolumeName};
+use types::{After, Boot, CloneMethod, Mebibytes, SandboxName, Timestamp, VolumeMount, VolumeName};
 use vm::{End, Machine};
 
 use crate::attached::{Begun, Change};
 use crate::capture::Capture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Activity, Lease};
+use crate::memory::Share;
 use crate::services::{Services, blocking};
 use crate::state::{Happening, State};
+use crate::tick::Watch;
 use crate::timing::Stopwatch;
 use crate::view::{Report, SandboxView, Status, Timings, Transition};
 
@@ -32,6 +35,12 @@ pub struct Edit {
     pub name: Option<SandboxName>,
     /// Whether to stay hot.
     pub keep_hot: Option<bool>,
+    /// When to pause it; `Some(None)` is as the host says.
+    pub warm_after: Option<Option<After>>,
+    /// When to put it to sleep; `Some(None)` is as the host says.
+    pub cold_after: Option<Option<After>>,
+    /// Whether to do so while its guest is busy.
+    pub sleep_busy: Option<bool>,
     /// Labels to set; an empty value removes the label.
     pub labels: types::Labels,
 }
@@ -49,12 +58,23 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
 
 /// What the owner of a sandbox may be asked.
 pub(crate) enum Command {
-    Lease(Reply<(Guest, Lease)>),
+    /// Asked at that moment.
+    Lease(Instant, Reply<(Guest, Lease)>),
+    Sessions(Reply<Vec<wire::SessionInfo>>),
     Start(Start, Reply<Report>),
     Stop(Reply<Report>),
-    Pause { only_if_idle: bool, reply: Reply<Report> },
+    Pause {
+        only_if_idle: bool,
+        reply: Reply<Report>,
+    },
+    /// Go to sleep if nobody uses it, for others need its memory; whether it did.
+    Relieve(Reply<bool>),
     Edit(Edit, Reply<SandboxView>),
-    Capture { staged: StagedSnapshot, with_memory: bool, reply: Reply<Capture> },
+    Capture {
+        staged: StagedSnapshot,
+        with_memory: bool,
+        reply: Reply<Capture>,
+    },
     AttachVolume(VolumeMount, Reply<Change>),
     DetachVolume(VolumeName, Reply<Change>),
     ResizeVolume(VolumeName, Mebibytes, Reply<Change>),
@@ -82,13 +102,14 @@ impl Shared {
 pub(crate) struct Running {
     pub(crate) machine: Machine,
     pub(crate) guest: Guest,
+    _memory: Share,
     ended: ReusableBoxFuture<'static, End>,
 }
 
 impl Running {
-    pub(crate) fn new(machine: Machine, guest: Guest) -> Self {
+    pub(crate) fn new(machine: Machine, guest: Guest, memory: Share) -> Self {
         let ended = ReusableBoxFuture::new(machine.ended());
-        Self { machine, guest, ended }
+        Self { machine, guest, _memory: memory, ended }
     }
 }
 
@@ -106,6 +127,7 @@ pub(crate) struct Actor {
     pub(crate) boot: Boot,
     pub(crate) clone: CloneMethod,
     pub(crate) last_transition: Option<Transition>,
+    pub(crate) watch: Watch,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -120,6 +142,13 @@ impl Actor {
                     None => std::future::pending().await,
                 }
             };
+            let look_at = self.watch.next_look(self.state);
+            let looking = async {
+                match look_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             let command = tokio::select! {
                 // An end that was seen comes before commands, which would otherwise talk to a machine that is gone.
                 biased;
@@ -128,6 +157,10 @@ impl Actor {
                     continue;
                 }
                 command = commands.recv() => command,
+                () = looking => {
+                    self.look().await;
+                    continue;
+                }
             };
             match command {
                 None => return,
@@ -142,12 +175,16 @@ impl Actor {
     /// Carries out one command. Who asked may have gone: then nobody hears the reply, and that is all.
     async fn obey(&mut self, command: Command) {
         match command {
-            Command::Lease(reply) => {
+            Command::Lease(asked, reply) => {
                 // Waking for somebody who has gone would be for nobody.
                 if !reply.is_closed() {
-                    let leased = self.lease().await;
+                    let leased = self.lease(asked).await;
                     let _heard = reply.send(leased);
                 }
+            }
+            Command::Sessions(reply) => {
+                let sessions = self.sessions().await;
+                let _heard = reply.send(sessions);
             }
             Command::Start(start, reply) => {
                 let report = self.start(start).await;
@@ -160,6 +197,10 @@ impl Actor {
             Command::Pause { only_if_idle, reply } => {
                 let report = self.pause(only_if_idle).await;
                 let _heard = reply.send(report);
+            }
+            Command::Relieve(reply) => {
+                let slept = self.relieve().await;
+                let _heard = reply.send(Ok(slept));
             }
             Command::Edit(edit, reply) => {
                 let view = self.edit(edit).await;
@@ -197,11 +238,11 @@ impl Actor {
     }
 
     /// The guest and a lease on it; wakes what sleeps.
-    async fn lease(&mut self) -> Result<(Guest, Lease)> {
-        self.ensure_hot(Start::default()).await?;
+    async fn lease(&mut self, asked: Instant) -> Result<(Guest, Lease)> {
+        self.ensure_hot_for(asked, Start::default()).await?;
         match &self.running {
             Some(running) => Ok((running.guest.clone(), self.shared.activity.lease())),
-            None => Err(Error::new(ErrorKind::Internal, "a hot sandbox has no machine")),
+            None => Err(no_machine()),
         }
     }
 
@@ -211,11 +252,11 @@ impl Actor {
         Ok(self.report(changed, timings, warnings))
     }
 
-    async fn pause(&mut self, only_if_idle: bool) -> Result<Report> {
+    pub(crate) async fn pause(&mut self, only_if_idle: bool) -> Result<Report> {
         self.settle_freeze().await?;
-        let Some(running) = self.running.as_ref().filter(|_| self.state == State::Hot) else {
+        if self.state != State::Hot {
             return Ok(self.report(false, Timings::default(), Vec::new()));
-        };
+        }
         let leases = self.shared.activity.leases();
         if only_if_idle && leases > 0 {
             return Err(Error::new(
@@ -224,7 +265,11 @@ impl Actor {
             ));
         }
         let watch = Stopwatch::start();
+        // What is paused is asked nothing: what it would have said is kept.
+        let sessions = self.ask_sessions().await;
+        let running = self.running.as_ref().ok_or_else(no_machine)?;
         running.machine.pause().await?;
+        self.watch.sessions = sessions;
         self.enter(Happening::Paused)?;
         Ok(self.report(true, watch.finish(), Vec::new()))
     }
@@ -238,6 +283,11 @@ impl Actor {
         if let Some(keep_hot) = edit.keep_hot {
             manifest.keep_hot = keep_hot;
         }
+        let rule = &mut manifest.thermal;
+        rule.warm_after = edit.warm_after.unwrap_or(rule.warm_after);
+        rule.cold_after = edit.cold_after.unwrap_or(rule.cold_after);
+        rule.sleep_busy = edit.sleep_busy.or(rule.sleep_busy);
+        rule.check(self.services.config.thermal.times)?;
         for (key, value) in edit.labels {
             if value.is_empty() {
                 manifest.labels.remove(&key);
@@ -388,6 +438,9 @@ impl Actor {
             },
             thermal: self.state.thermal(),
             keep_hot: manifest.keep_hot,
+            rule: manifest.thermal,
+            times: self.times(),
+            last_decision: self.watch.last_decision(),
             labels: manifest.labels.clone(),
             volumes: if self.state == State::Gone { Vec::new() } else { volumes_of(manifest) },
             created_at: manifest.created_at,
@@ -403,6 +456,10 @@ impl Actor {
     pub(crate) fn report(&self, changed: bool, timings: Timings, warnings: Vec<String>) -> Report {
         Report { view: self.shared.view(), created: false, changed, timings, pause: None, warnings }
     }
+}
+
+pub(crate) fn no_machine() -> Error {
+    Error::new(ErrorKind::Internal, "a hot sandbox has no machine")
 }
 
 /// The volumes that a manifest names.

@@ -1,6 +1,7 @@
 //! From files on disk to a machine that runs: the way of every sandbox that does not boot.
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use storage::{Manifest, MemoryImage, SandboxDir};
@@ -12,6 +13,7 @@ use crate::actor::Running;
 use crate::attached;
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch::{self, Frame, Greeting};
+use crate::memory::Share;
 use crate::ram::{Captured, DECODE_AHEAD, Decoded, Ram};
 use crate::services::{Services, blocking};
 use crate::timing::Stopwatch;
@@ -83,6 +85,11 @@ impl Ready {
 pub(crate) struct Origin {
     pub(crate) pages: Pages,
     pub(crate) devices: File,
+    pub(crate) start: Start,
+}
+
+/// What a machine that is loaded is told when it goes on.
+pub(crate) struct Start {
     pub(crate) identity: wire::Identity,
     /// Whether the agent may have been in the middle of a frame.
     pub(crate) pad: bool,
@@ -100,6 +107,12 @@ pub(crate) enum Volumes {
     ToBePlugged,
 }
 
+/// Where a machine is started: its directory, and the lock that it is to hold.
+pub(crate) struct At<'a> {
+    pub(crate) dir: &'a Path,
+    pub(crate) lock: File,
+}
+
 /// The machine of a sandbox that was cloned, with its own identity. The VMM is gone when this fails.
 pub(crate) async fn bring_up(
     services: &Services,
@@ -108,33 +121,74 @@ pub(crate) async fn bring_up(
     origin: Origin,
     watch: &mut Stopwatch,
 ) -> Result<(Running, Vec<String>)> {
-    let ready = origin.pages.make_ready();
+    let memory = services.room_for(manifest.memory_mib).await?;
+    let Origin { pages, devices, start } = origin;
+    let locked = dir.clone();
+    let lock = blocking(move || Ok(locked.lock_machine()?)).await?;
+    let plugged = match start.volumes {
+        Volumes::InMemory => attached::disks(manifest),
+        Volumes::ToBePlugged => Vec::new(),
+    };
+    let at = At { dir: dir.path(), lock };
+    let machine = load(services, at, manifest, pages, devices, plugged, watch).await?;
+    let_go(services, manifest, (machine, memory), start, watch).await
+}
+
+/// A machine that is loaded and paused, with `plugged` of its volumes. The VMM is gone when this fails.
+pub(crate) async fn load(
+    services: &Services,
+    at: At<'_>,
+    manifest: &Manifest,
+    pages: Pages,
+    devices: File,
+    plugged: Vec<vm::VolumeDisk>,
+    watch: &mut Stopwatch,
+) -> Result<Machine> {
+    let ready = pages.make_ready();
     let qemu = services.qemu().await?;
-    let (store, locked, wanted) = (services.store.clone(), dir.clone(), manifest.clone());
-    let (kernel, base, below, lock) = blocking(move || {
+    let (store, wanted) = (services.store.clone(), manifest.clone());
+    let (kernel, base, below) = blocking(move || {
         Ok((
             store.kernel().by_id(&wanted.kernel)?,
             store.ram_base(&wanted.ram_base, wanted.memory_mib)?,
             store.layers().below(&wanted)?,
-            locked.lock_machine()?,
         ))
     })
     .await?;
-    let mut frame = Frame::of(manifest, below);
-    let to_be_plugged = match origin.volumes {
-        Volumes::InMemory => Vec::new(),
-        Volumes::ToBePlugged => std::mem::take(&mut frame.volumes),
-    };
-    let spec = frame.spec(qemu, &kernel, base, true);
-    let machine = Machine::launch(qemu, &spec, dir.path(), lock).await?;
+    let spec = Frame { volumes: plugged, ..Frame::of(manifest, below) }.spec(qemu, &kernel, base, true);
+    let machine = Machine::launch(qemu, &spec, at.dir, at.lock).await?;
     watch.lap("spawn");
-    let brought_up = async {
+    let loaded = async {
         ready.write_to(&machine).await?;
         watch.lap("memory");
-        machine.load_devices(origin.devices).await?;
+        machine.load_devices(devices).await?;
         watch.lap("devices");
+        Ok(())
+    };
+    match loaded.await {
+        Ok(()) => Ok(machine),
+        Err(error) => {
+            machine.kill().await?;
+            Err(error)
+        }
+    }
+}
+
+/// Lets a machine that is loaded go on as the sandbox that the manifest names. The VMM is gone when this fails.
+pub(crate) async fn let_go(
+    services: &Services,
+    manifest: &Manifest,
+    (machine, memory): (Machine, Share),
+    start: Start,
+    watch: &mut Stopwatch,
+) -> Result<(Running, Vec<String>)> {
+    let to_be_plugged = match start.volumes {
+        Volumes::InMemory => Vec::new(),
+        Volumes::ToBePlugged => attached::disks(manifest),
+    };
+    let going = async {
         machine.resume().await?;
-        if let Some(size) = origin.grow {
+        if let Some(size) = start.grow {
             // Disks are the VMM's to change only once the guest goes on; the agent has been told nothing yet.
             machine.resize_root(size).await?;
         }
@@ -150,8 +204,7 @@ pub(crate) async fn bring_up(
         }
         let mounts = if to_be_plugged.is_empty() { Vec::new() } else { attached::mounts_of(manifest) };
         let timeout = services.config.boot_timeout;
-        let greeting =
-            Greeting { identity: Some(origin.identity), pad: origin.pad, grow: origin.grow, mounts };
+        let greeting = Greeting { identity: Some(start.identity), pad: start.pad, grow: start.grow, mounts };
         let (guest, welcome) = launch::attach(&machine, greeting, timeout).await?;
         if let Some(why) = welcome.unmounted.into_iter().next() {
             return Err(Error::new(ErrorKind::GuestRefused, why).hint("attach it elsewhere, or leave it out"));
@@ -159,8 +212,8 @@ pub(crate) async fn bring_up(
         watch.lap("attach");
         Ok((guest, welcome.warnings))
     };
-    match brought_up.await {
-        Ok((guest, warnings)) => Ok((Running::new(machine, guest), warnings)),
+    match going.await {
+        Ok((guest, warnings)) => Ok((Running::new(machine, guest, memory), warnings)),
         Err(error) => {
             machine.kill().await?;
             Err(error)

@@ -253,10 +253,7 @@ async fn wake_copy(
     let origin = Origin {
         pages: memory.pages.clone(),
         devices,
-        identity,
-        pad: !memory.detached,
-        grow,
-        volumes: Volumes::InMemory,
+        start: bring_up::Start { identity, pad: !memory.detached, grow, volumes: Volumes::InMemory },
     };
     let (services, dir, manifest) = (Arc::clone(&actor.services), actor.dir.clone(), actor.manifest.clone());
     let (running, warnings) = bring_up(&services, &dir, &manifest, origin, watch).await?;

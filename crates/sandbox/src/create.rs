@@ -9,18 +9,21 @@ use std::sync::{Arc, RwLock};
 
 use serde_json::json;
 use storage::{
-    CloneReport, ImageRecord, ImageRef, KernelRecord, Manifest, RunState, SandboxDir, TemplateRecord,
+    ImageRecord, ImageRef, KernelRecord, Manifest, RunState, SandboxDir, TemplateRecord,
 };
+use vm::Machine;
 use types::{
     Arch, Boot, CloneMethod, ImageName, Mebibytes, SandboxId, SandboxSpec, StorageLayout, Timestamp,
 };
 
 use crate::actor::{Actor, Shared};
-use crate::bring_up::{Origin, Pages, Volumes, bring_up};
+use crate::bring_up::{self, Origin, Pages, Volumes, bring_up, let_go};
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch;
 use crate::lease::Activity;
+use crate::memory::Share;
 use crate::services::{ROOM_FOR_A_SANDBOX, Services, blocking};
+use crate::standby::Standby;
 use crate::state::{Happening, State};
 use crate::template::{self, Found, TemplateWish};
 use crate::timing::Stopwatch;
@@ -33,6 +36,7 @@ pub(crate) async fn create(
 ) -> Result<(Actor, Timings, Vec<String>)> {
     let mut watch = Stopwatch::start();
     services.require_space(ROOM_FOR_A_SANDBOX, "a sandbox")?;
+    spec.thermal.check(services.config.thermal.times)?;
     let wish = wish(services, &spec).await?;
     let disk_size = disk_size(&spec, &wish)?;
     check_disk_size(services, disk_size)?;
@@ -41,21 +45,37 @@ pub(crate) async fn create(
         Found::There => "template",
         Found::Made => "template_boot",
     });
-    let id = SandboxId::random();
-    let manifest = manifest(&id, &spec, &wish, &template, disk_size)?;
-    let (dir, cloned) = stage(services, &spec, &template, manifest.clone()).await?;
+    let mut manifest = manifest(&SandboxId::random(), &spec, &wish, &template, disk_size)?;
+    let (dir, cloned, machine) = match services.standbys.take(&wish.key()).await {
+        Some(standby) => {
+            manifest.id = standby.id.clone();
+            let (dir, cloned, machine) = dress(&spec, manifest.clone(), standby).await?;
+            (dir, cloned, Some(machine))
+        }
+        None => {
+            let (dir, cloned) = stage(services, &spec, &template, manifest.clone()).await?;
+            (dir, cloned, None)
+        }
+    };
     watch.lap("disk");
     let grow = disk_size > image_size(&wish);
+    let boot = if machine.is_some() { Boot::Standby } else { Boot::Template };
+    let start = start(&manifest, &template, grow, inline(&spec));
     let made = async {
-        let origin = origin(services, &manifest, &template, grow, inline(&spec)).await?;
-        bring_up(services, &dir, &manifest, origin, &mut watch).await
+        match machine {
+            Some(machine) => let_go(services, &manifest, machine, start, &mut watch).await,
+            None => {
+                let origin = origin(services, &template, start).await?;
+                bring_up(services, &dir, &manifest, origin, &mut watch).await
+            }
+        }
     };
     let (running, warnings) = match made.await {
         Ok(made) => made,
         Err(error) => {
             let gone = blocking(move || Ok(dir.destroy()?)).await;
             if let Err(left) = gone {
-                tracing::error!(error = %left, %id, "a sandbox that failed to start could not be removed");
+                tracing::error!(error = %left, id = %manifest.id, "a sandbox that failed to start could not be removed");
             }
             return Err(error);
         }
@@ -64,11 +84,12 @@ pub(crate) async fn create(
     let clone = match manifest.layout {
         // The overlay's own few pages are copied either way; what matters is that the base is not.
         StorageLayout::Overlay => CloneMethod::Overlay,
-        StorageLayout::Reflink => cloned.method,
+        StorageLayout::Reflink => cloned,
     };
+    crate::standby::refill(services, wish, template, spec);
     let mut actor = actor(services, dir, manifest, clone, Timestamp::now());
     actor.running = Some(running);
-    actor.boot = Boot::Template;
+    actor.boot = boot;
     actor.enter(Happening::Booted)?;
     actor.record("create", &timings, &[]);
     actor.index();
@@ -99,6 +120,9 @@ pub(crate) fn actor(
         status: crate::view::Status::Stopped,
         thermal: types::Thermal::Cold,
         keep_hot: manifest.keep_hot,
+        rule: manifest.thermal,
+        times: manifest.thermal.over(services.config.thermal.times),
+        last_decision: None,
         labels: manifest.labels.clone(),
         volumes: crate::actor::volumes_of(&manifest),
         created_at: manifest.created_at,
@@ -120,6 +144,7 @@ pub(crate) fn actor(
         boot,
         clone,
         last_transition: None,
+        watch: crate::tick::Watch::default(),
         shared: Arc::new(Shared { view: RwLock::new(view), activity }),
     }
 }
@@ -167,7 +192,7 @@ fn parts(store: &storage::Store, image: &ImageName) -> Result<(ImageRecord, Kern
 }
 
 /// The image's size, rounded up: the least a root disk can have.
-fn image_size(wish: &TemplateWish) -> Mebibytes {
+pub(crate) fn image_size(wish: &TemplateWish) -> Mebibytes {
     Mebibytes(wish.image.size.0.div_ceil(1 << 20))
 }
 
@@ -200,7 +225,7 @@ pub(crate) fn check_disk_size(services: &Services, size: Mebibytes) -> Result<()
     .hint("ask for a smaller one, or keep the data directory on a larger filesystem"))
 }
 
-fn manifest(
+pub(crate) fn manifest(
     id: &SandboxId,
     spec: &SandboxSpec,
     wish: &TemplateWish,
@@ -221,6 +246,7 @@ fn manifest(
         disk_size_mib: disk_size,
         labels: spec.labels.clone(),
         keep_hot: spec.keep_hot,
+        thermal: spec.thermal,
         created_at: Timestamp::now(),
         layers: Vec::new(),
         ram_base: template.ram_base(),
@@ -237,7 +263,7 @@ async fn stage(
     spec: &SandboxSpec,
     template: &TemplateRecord,
     manifest: Manifest,
-) -> Result<(SandboxDir, CloneReport)> {
+) -> Result<(SandboxDir, CloneMethod)> {
     let store = services.store.clone();
     let (env, init, files) = (spec.env.clone(), spec.init.clone(), spec.files.clone());
     let template = template.clone();
@@ -246,9 +272,33 @@ async fn stage(
         let cloned = staged.clone_root_from_template(&template)?;
         let drive = image::ConfigDrive { env: &env, init: init.as_deref(), files: &files };
         image::config_drive(&staged.config_path(), &drive)?;
-        Ok((staged.commit(&manifest)?, cloned))
+        Ok((staged.commit(&manifest)?, cloned.method))
     })
     .await
+}
+
+/// Makes a machine that stood by the sandbox's own, as far as files go; the guest has not run yet. The VMM is gone
+/// when this fails.
+async fn dress(
+    spec: &SandboxSpec,
+    manifest: Manifest,
+    standby: Standby,
+) -> Result<(SandboxDir, CloneMethod, (Machine, Share))> {
+    let Standby { staged, machine, memory, clone, .. } = standby;
+    let (env, init, files) = (spec.env.clone(), spec.init.clone(), spec.files.clone());
+    let named = blocking(move || {
+        // Written over the empty one that the VMM has open; the guest has read nothing of it.
+        let drive = image::ConfigDrive { env: &env, init: init.as_deref(), files: &files };
+        image::config_drive(&staged.config_path(), &drive)?;
+        Ok(staged.commit(&manifest)?)
+    });
+    match named.await {
+        Ok(dir) => Ok((dir, clone, (machine, memory))),
+        Err(error) => {
+            machine.kill().await?;
+            Err(error)
+        }
+    }
 }
 
 /// What of the config drive is told in the first message: all of it, unless it has files or is long.
@@ -260,24 +310,26 @@ fn inline(spec: &SandboxSpec) -> Option<wire::InlineConfig> {
         .then(|| wire::InlineConfig { env: spec.env.clone(), init: spec.init.clone() })
 }
 
-/// What the machine of a new sandbox starts from: the template as it is.
-async fn origin(
-    services: &Services,
+/// What the machine of a new sandbox is told when it goes on.
+fn start(
     manifest: &Manifest,
     template: &TemplateRecord,
     grow: bool,
     inline: Option<wire::InlineConfig>,
-) -> Result<Origin> {
-    let (store, record) = (services.store.clone(), template.clone());
-    let devices = blocking(move || Ok(store.templates().open_devices(&record)?)).await?;
+) -> bring_up::Start {
     let mut identity = launch::identity(&manifest.id, &manifest.name, true);
     identity.config = inline;
-    Ok(Origin {
-        pages: Pages::Base,
-        devices,
+    bring_up::Start {
         identity,
         pad: !template.spec.detached,
         grow: grow.then(|| manifest.disk_size_mib.bytes()),
         volumes: Volumes::ToBePlugged,
-    })
+    }
+}
+
+/// What the machine of a new sandbox starts from: the template as it is.
+async fn origin(services: &Services, template: &TemplateRecord, start: bring_up::Start) -> Result<Origin> {
+    let (store, record) = (services.store.clone(), template.clone());
+    let devices = blocking(move || Ok(store.templates().open_devices(&record)?)).await?;
+    Ok(Origin { pages: Pages::Base, devices, start })
 }

@@ -33,6 +33,8 @@ pub enum ErrorKind {
     TooLarge,
     /// The host's disk is full.
     NoSpace,
+    /// The machines' memory is all promised.
+    NoMemory,
     /// The guest's disk is full.
     GuestNoSpace,
     /// The host is not ready: no VMM, no kernel, no image; `bhatti setup` or `doctor` helps.
@@ -70,6 +72,7 @@ impl ErrorKind {
             Self::VolumeBusy => "volume_busy",
             Self::TooLarge => "too_large",
             Self::NoSpace => "no_space",
+            Self::NoMemory => "no_memory",
             Self::GuestNoSpace => "guest_no_space",
             Self::NotReady => "not_ready",
             Self::Corrupt => "corrupt",

@@ -3,6 +3,7 @@
 use guest::{ExecStream, FileReader, FileWriter};
 use types::Owner;
 
+use crate::actor::Command;
 use crate::error::Result;
 use crate::host::Host;
 use crate::lease::Leased;
@@ -31,13 +32,12 @@ impl Host {
         Ok(Leased::new(guest.session(session).await?, lease))
     }
 
-    /// The sessions of a sandbox.
+    /// The sessions of a sandbox. One that is paused is not asked: they are as they were when it was paused.
     ///
     /// # Errors
     /// Those of waking, and `StreamBroken`.
     pub async fn sessions(&self, owner: &Owner, which: &str) -> Result<Vec<wire::SessionInfo>> {
-        let (guest, _lease) = self.lease(owner, which).await?;
-        Ok(guest.sessions().await?)
+        self.ask(owner, which, Command::Sessions).await
     }
 
     /// Reads a file; its attributes first.

@@ -1,12 +1,12 @@
 //! The host: all sandboxes of one data directory, and the verbs that find one and hand the work to its owner.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use storage::DaemonLock;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
-use types::{Arch, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SpecLimits, VolumeName};
+use types::{Arch, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SpecLimits, Thermal, VolumeName};
 
 use crate::actor::{Actor, Command, Edit, Reply, Shared, Start};
 use crate::error::{Error, ErrorKind, Result};
@@ -72,6 +72,10 @@ impl Host {
             }),
         };
         crate::reopen::reopen(&host).await?;
+        let rooms = host.inner.services.who_needs_room.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(rooms) = rooms {
+            tokio::spawn(crate::relief::watch(Arc::downgrade(&host.inner), rooms));
+        }
         Ok(host)
     }
 
@@ -160,6 +164,28 @@ impl Host {
             Ok(report)
         });
         made.await.map_err(|error| Error::new(ErrorKind::Internal, "creating failed").source(error))?
+    }
+
+    /// Wakes, one after the other and behind everybody's back, what is to stay hot and is not.
+    pub(crate) fn wake_kept_hot(&self) {
+        let host = self.clone();
+        let asleep = |view: &SandboxView| {
+            view.keep_hot && view.thermal == Thermal::Cold && view.status == crate::view::Status::Stopped
+        };
+        let asleep: Vec<_> =
+            self.inner.registry.all().iter().map(|entry| entry.shared.view()).filter(asleep).collect();
+        self.inner.owners.spawn(async move {
+            for SandboxView { id, owner, name, .. } in asleep {
+                let start = |reply| Command::Start(Start::default(), reply);
+                match host.ask(&owner, id.as_str(), start).await {
+                    Ok(_) => tracing::info!(sandbox = %name, "is to be kept hot, and is again"),
+                    Err(error) if error.kind() == ErrorKind::ShuttingDown => return,
+                    Err(error) => {
+                        tracing::warn!(error = %error.with_causes(), sandbox = %name, "is to be kept hot, and did not wake");
+                    }
+                }
+            }
+        });
     }
 
     /// Runs a verb in a task of its own, so that a caller who goes away leaves all of it done or none.
@@ -268,7 +294,8 @@ impl Host {
 
     /// The guest of a sandbox, awake, with a lease that keeps it so.
     pub(crate) async fn lease(&self, owner: &Owner, which: &str) -> Result<(guest::Guest, Lease)> {
-        self.ask(owner, which, Command::Lease).await
+        let asked = tokio::time::Instant::now();
+        self.ask(owner, which, |reply| Command::Lease(asked, reply)).await
     }
 
     /// The base images.
@@ -309,6 +336,7 @@ impl Host {
     /// With `stop_all`: the first sandbox that could not be put to sleep; the others are tried all the same.
     pub async fn shutdown(&self, stop_all: bool) -> Result<()> {
         let entries = self.inner.registry.close();
+        self.inner.services.standbys.close().await;
         let mut first_error = None;
         if stop_all {
             for entry in &entries {
@@ -331,7 +359,7 @@ impl Host {
         Ok(self.inner.registry.find(owner, which)?.shared)
     }
 
-    async fn ask<T>(
+    pub(crate) async fn ask<T>(
         &self,
         owner: &Owner,
         which: &str,

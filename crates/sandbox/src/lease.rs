@@ -6,21 +6,28 @@
 //! - Dropping a lease is all that is needed to return it, on every path.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::time::Instant;
 use types::Timestamp;
 
 /// Work in flight in one sandbox, and when there last was any.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Activity {
     leases: AtomicUsize,
     last_active_ms: AtomicI64,
+    /// The same by a clock that nobody sets: idleness is measured with it. The lock is held for a copy only.
+    idle_since: Mutex<Instant>,
 }
 
 impl Activity {
     pub(crate) fn new(last_active: Timestamp) -> Arc<Self> {
-        Arc::new(Self { leases: AtomicUsize::new(0), last_active_ms: AtomicI64::new(last_active.0) })
+        Arc::new(Self {
+            leases: AtomicUsize::new(0),
+            last_active_ms: AtomicI64::new(last_active.0),
+            idle_since: Mutex::new(Instant::now()),
+        })
     }
 
     /// How many leases are out.
@@ -32,8 +39,14 @@ impl Activity {
         Timestamp(self.last_active_ms.load(Ordering::Relaxed))
     }
 
+    /// The end of the last work; what was before this daemon counts as work at its start.
+    pub(crate) fn idle_since(&self) -> Instant {
+        *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn touch(&self) {
         self.last_active_ms.store(Timestamp::now().0, Ordering::Relaxed);
+        *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     /// Takes a lease; only the sandbox's own task calls this.

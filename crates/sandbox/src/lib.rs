@@ -27,16 +27,21 @@ mod launch;
 mod lease;
 mod loop_plan;
 mod loop_setup;
+mod memory;
 mod ram;
 mod registry;
+mod relief;
 mod reopen;
 mod services;
 mod setup;
 mod sleep;
 mod snapshots;
+mod standby;
 mod state;
 mod storage_layout;
 mod template;
+mod thermal;
+mod tick;
 mod timing;
 mod upkeep;
 mod usage;
@@ -61,10 +66,12 @@ pub use storage::{
     Figures, FileUsage, Finding, FsckProgress, FsckReport, GcItem, ImageRecord, Outcome, Severity, Trial,
     Usage,
 };
+pub use thermal::ThermalConfig;
 pub use upkeep::{Gc, Upkeep};
 pub use usage::UsageCheck;
 pub use view::{
-    EventView, HostInfo, Report, SandboxView, SnapshotReport, SnapshotView, Status, Timings, Transition,
+    DecisionView, EventView, HostInfo, Report, SandboxView, SnapshotReport, SnapshotView, Status, Timings,
+    Transition,
 };
 pub use volumes::{VolumeReport, VolumeUser, VolumeView};
 pub use wire;

@@ -82,6 +82,14 @@ impl Registry {
         self.read().by_id.keys().cloned().collect()
     }
 
+    pub(crate) fn by_id(&self, id: &SandboxId) -> Option<Entry> {
+        self.read().by_id.get(id).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Entry> {
+        self.read().by_id.values().cloned().collect()
+    }
+
     pub(crate) fn of_owner(&self, owner: &Owner) -> Vec<Entry> {
         self.read().by_id.values().filter(|entry| entry.owner == *owner).cloned().collect()
     }

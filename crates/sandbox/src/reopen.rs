@@ -11,7 +11,7 @@
 //! | unreadable | any | damaged | shown as broken; nothing is touched |
 
 use serde_json::json;
-use storage::{Manifest, RunState};
+use storage::{LeftoverKind, Manifest, RunState};
 use types::{Boot, CloneMethod, SandboxId, StorageLayout};
 use vm::{Machine, Status};
 
@@ -25,6 +25,7 @@ use crate::services::blocking;
 /// Registers every sandbox on disk.
 pub(crate) async fn reopen(host: &Host) -> Result<()> {
     let services = &host.inner.services;
+    end_standbys(&services.store).await?;
     let store = services.store.clone();
     let (found, reflink) = blocking(move || {
         let plan = store.reconcile_plan()?;
@@ -70,6 +71,24 @@ pub(crate) async fn reopen(host: &Host) -> Result<()> {
         host.adopt(take_over(actor, &id).await);
     }
     services.index().replace_all(&rows)?;
+    host.wake_kept_hot();
+    Ok(())
+}
+
+/// Ends the machines that stood by for the daemon before this one: what they are loaded with is nobody's.
+async fn end_standbys(store: &storage::Store) -> Result<()> {
+    let planned = store.clone();
+    let plan = blocking(move || Ok(planned.reconcile_plan()?)).await?;
+    for left in plan.into_iter().filter(|it| it.held && it.kind == LeftoverKind::StagedSandbox) {
+        match Machine::adopt(&left.path).await {
+            Ok(Some(machine)) => {
+                tracing::info!(path = %left.path.display(), "a machine that stood by is ended");
+                machine.kill().await?;
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, path = %left.path.display(), "a VMM is there and does not answer"),
+        }
+    }
     Ok(())
 }
 
@@ -102,7 +121,8 @@ async fn take_over(mut actor: Actor, id: &SandboxId) -> Actor {
             if let Err(error) = crate::attached::restore(&machine, &guest, &actor.manifest).await {
                 tracing::error!(error = %error.with_causes(), %id, "a volume that it should have could not be given to it");
             }
-            actor.running = Some(Running::new(machine, guest));
+            let memory = actor.services.memory.note(actor.manifest.memory_mib);
+            actor.running = Some(Running::new(machine, guest, memory));
             actor.boot = Boot::Resume;
             actor.state = crate::state::State::Hot;
             actor.publish();

@@ -1,17 +1,23 @@
 //! What every verb needs: the rooms below, opened once, and the one door for blocking work.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use meta::Index;
 use storage::Store;
-use tokio::sync::OnceCell;
-use types::{Accel, Arch, Bytes, StorageLayout};
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, mpsc, oneshot};
+use tokio::time::Instant;
+use types::{Accel, Arch, Bytes, Mebibytes, StorageLayout};
 use vm::Qemu;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
+use crate::memory::{Ledger, Share};
+use crate::relief::Room;
+use crate::standby::Standbys;
+use crate::thermal::ThermalConfig;
 
 /// How a host is to be run.
 #[derive(Debug, Clone)]
@@ -26,6 +32,18 @@ pub struct HostConfig {
     pub accel: Option<Accel>,
     /// How long a guest may take to boot.
     pub boot_timeout: Duration,
+    /// How idle sandboxes are treated.
+    pub thermal: ThermalConfig,
+    /// How many sandboxes wake or boot side by side; the others wait their turn.
+    pub wakes: NonZeroUsize,
+    /// How long a request waits for its turn.
+    pub wake_wait: Duration,
+    /// The most memory that all machines together are promised; no limit when missing.
+    pub max_memory: Option<Mebibytes>,
+    /// How many machines of each shape that is used stand by for the next create.
+    pub standby: usize,
+    /// Where the kernel tells of the host's memory.
+    pub proc: PathBuf,
 }
 
 impl HostConfig {
@@ -38,6 +56,12 @@ impl HostConfig {
             layout: None,
             accel: None,
             boot_timeout: Duration::from_secs(120),
+            thermal: ThermalConfig::default(),
+            wakes: NonZeroUsize::new(8).unwrap_or(NonZeroUsize::MIN),
+            wake_wait: Duration::from_secs(30),
+            max_memory: None,
+            standby: 0,
+            proc: PathBuf::from("/proc"),
         }
     }
 }
@@ -57,6 +81,13 @@ pub(crate) struct Services {
     pub(crate) builds: crate::keyed::KeyedLocks<types::ContentId>,
     pub(crate) accel: OnceCell<Accel>,
     pub(crate) layout: OnceCell<StorageLayout>,
+    /// A permit for each sandbox that may wake at the same time; first come, first served.
+    wakes: Semaphore,
+    pub(crate) memory: Arc<Ledger>,
+    pub(crate) standbys: Standbys,
+    rooms: mpsc::Sender<Room>,
+    /// The other end, until the host takes it.
+    pub(crate) who_needs_room: Mutex<Option<mpsc::Receiver<Room>>>,
     index: Arc<Mutex<Index>>,
     qemu: OnceCell<Qemu>,
 }
@@ -75,7 +106,13 @@ impl Services {
             other => other?,
         };
         let index = Arc::new(Mutex::new(index));
+        let (rooms, who_needs_room) = mpsc::channel(64);
         Ok(Arc::new(Self {
+            wakes: Semaphore::new(config.wakes.get()),
+            memory: Ledger::new(config.max_memory),
+            standbys: Standbys::default(),
+            rooms,
+            who_needs_room: Mutex::new(Some(who_needs_room)),
             config,
             store,
             events: Events::new(Arc::clone(&index)),
@@ -95,6 +132,54 @@ impl Services {
                 blocking(move || Ok(Qemu::discover(given.as_deref(), Arch::host())?)).await
             })
             .await
+    }
+
+    /// Waits for a turn to wake, first come first served; for who asked at `asked` not longer than the host allows.
+    pub(crate) async fn turn_to_wake(&self, asked: Instant) -> Result<SemaphorePermit<'_>> {
+        let Ok(turn) = tokio::time::timeout_at(asked + self.config.wake_wait, self.wakes.acquire()).await
+        else {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "{} sandboxes are waking already, and none was done within {} s",
+                    self.config.wakes,
+                    self.config.wake_wait.as_secs()
+                ),
+            )
+            .hint("try again in a moment, or let more wake at once with `bhatti serve --wakes`"));
+        };
+        turn.map_err(|closed| Error::new(ErrorKind::Internal, "nothing wakes any more").source(closed))
+    }
+
+    /// The memory for a machine. Where there is a limit and it is reached, those who need theirs least give it up first.
+    pub(crate) async fn room_for(&self, size: Mebibytes) -> Result<Share> {
+        if let Some(share) = self.memory.take(size) {
+            return Ok(share);
+        }
+        let most = self.memory.most().unwrap_or(size);
+        if size > most {
+            return Err(Error::new(
+                ErrorKind::BadRequest,
+                format!(
+                    "{size} of memory are more than all machines here may have together, which is {most}"
+                ),
+            )
+            .hint(format!("ask for {} or less, or raise `bhatti serve --max-memory`", most.0)));
+        }
+        let (done, waiting) = oneshot::channel();
+        if self.rooms.send(Room { size, done }).await.is_ok() {
+            let _done_or_nobody_there = waiting.await;
+        }
+        self.memory.take(size).ok_or_else(|| {
+            Error::new(
+                ErrorKind::NoMemory,
+                format!(
+                    "{size} of memory do not fit: the machines that are in use have {} of the {most} that all may have",
+                    self.memory.promised()
+                ),
+            )
+            .hint("stop or destroy a sandbox, let idle ones sleep (`--no-keep-hot`), or raise `bhatti serve --max-memory`")
+        })
     }
 
     /// Refuses new work that the data root's filesystem has no room for: a machine that meets a full disk stands still,

@@ -257,6 +257,7 @@ fn default_spec() -> Result<SandboxSpec> {
         init: None,
         labels: Labels::new(),
         keep_hot: false,
+        thermal: types::ThermalRule::default(),
         strict: false,
     })
 }

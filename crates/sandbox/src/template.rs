@@ -105,6 +105,7 @@ async fn find(services: &Services, key: &ContentId) -> Result<Option<TemplateRec
 async fn make(services: &Services, wish: &TemplateWish, key: ContentId) -> Result<TemplateRecord> {
     services.require_space(ROOM_FOR_A_TEMPLATE, "booting a template")?;
     tracing::info!(image = %wish.image.name, cpus = wish.cpus, memory = %wish.memory, "booting a template");
+    let _memory = services.room_for(wish.memory).await?;
     let qemu = services.qemu().await?;
     let (store, ready) = (services.store.clone(), wish.clone());
     let (staged, lock, zero) = blocking(move || {

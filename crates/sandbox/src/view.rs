@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use types::{
     Accel, Boot, Bytes, CloneMethod, ImageName, Labels, Mebibytes, Owner, SandboxId, SandboxName,
-    SnapshotName, Thermal, Timestamp, VolumeMount,
+    SnapshotName, Thermal, ThermalRule, ThermalTimes, Timestamp, VolumeMount,
 };
 
 /// A sandbox as it is at one moment.
@@ -31,6 +31,12 @@ pub struct SandboxView {
     pub thermal: Thermal,
     /// Exempt from going to sleep by itself.
     pub keep_hot: bool,
+    /// When it is paused and put to sleep, where it says so itself.
+    pub rule: ThermalRule,
+    /// When it is paused and put to sleep.
+    pub times: ThermalTimes,
+    /// What was last decided about it, and why.
+    pub last_decision: Option<DecisionView>,
     /// Labels.
     pub labels: Labels,
     /// Its volumes, in the order of their ports.
@@ -49,6 +55,17 @@ pub struct SandboxView {
     pub accel: Accel,
     /// The last change of state.
     pub last_transition: Option<Transition>,
+}
+
+/// What was decided about a sandbox by itself: whether it was left alone, paused or put to sleep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecisionView {
+    /// `stay`, `pause` or `sleep`.
+    pub action: &'static str,
+    /// Why, for people.
+    pub reason: String,
+    /// When it was first decided so.
+    pub at: Timestamp,
 }
 
 /// What users are told a sandbox is.

@@ -346,7 +346,9 @@ impl Host {
         // Its owner is free for others while the file is copied, and keeps it awake.
         let (_guest, _lease) = match entry.shared.view().thermal {
             types::Thermal::Cold => (None, None),
-            _ => send(&entry, Command::Lease).await.map(|(guest, lease)| (Some(guest), Some(lease)))?,
+            _ => send(&entry, |reply| Command::Lease(tokio::time::Instant::now(), reply))
+                .await
+                .map(|(guest, lease)| (Some(guest), Some(lease)))?,
         };
         let which = name.clone();
         match send(&entry, |reply| Command::BeginCopy(which, staged, reply)).await? {

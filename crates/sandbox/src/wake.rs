@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use storage::{Manifest, RamBase};
+use tokio::time::Instant;
 use types::Boot;
 use vm::Machine;
 
@@ -30,7 +31,17 @@ type Started = (bool, Timings, Vec<String>);
 impl Actor {
     /// Makes the sandbox hot, whatever it is.
     pub(crate) async fn ensure_hot(&mut self, start: Start) -> Result<Started> {
+        self.ensure_hot_for(Instant::now(), start).await
+    }
+
+    /// Makes the sandbox hot for somebody who asked at `asked`, which counts when there is a queue.
+    pub(crate) async fn ensure_hot_for(&mut self, asked: Instant, start: Start) -> Result<Started> {
         self.settle_freeze().await?;
+        let services = Arc::clone(&self.services);
+        let _turn = match self.state {
+            State::Off | State::Cold => Some(services.turn_to_wake(asked).await?),
+            State::Hot | State::Warm | State::Broken | State::Gone => None,
+        };
         match self.state {
             State::Hot => self.check_channel().await,
             State::Warm => self.resume().await,
@@ -102,6 +113,7 @@ impl Actor {
 
     async fn wake(&mut self) -> Result<Started> {
         let mut watch = Stopwatch::start();
+        let memory = self.services.room_for(self.manifest.memory_mib).await?;
         let version = self.services.qemu().await?.version.to_string();
         let machine = match self.load(&mut watch).await {
             Ok(machine) => machine,
@@ -130,7 +142,7 @@ impl Actor {
             }
         };
         watch.lap("attach");
-        self.running = Some(Running::new(machine, guest));
+        self.running = Some(Running::new(machine, guest, memory));
         self.boot = Boot::Resume;
         self.enter(Happening::Woken)?;
         let timings = watch.finish();
@@ -211,6 +223,7 @@ impl Actor {
     /// Boots from the disk.
     async fn cold_boot(&mut self) -> Result<Started> {
         let mut watch = Stopwatch::start();
+        let memory = self.services.room_for(self.manifest.memory_mib).await?;
         let lost = self.trouble.take();
         let machine = match self.boot(&mut watch).await {
             Ok(machine) => machine,
@@ -237,7 +250,7 @@ impl Actor {
             }
         };
         watch.lap("attach");
-        self.running = Some(Running::new(machine, guest));
+        self.running = Some(Running::new(machine, guest, memory));
         self.boot = Boot::ColdBoot;
         self.enter(Happening::Booted)?;
         let timings = watch.finish();

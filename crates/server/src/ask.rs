@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sandbox::wire;
-use types::{GuestFile, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, VolumeMount};
+use types::{After, GuestFile, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, ThermalRule, VolumeMount};
 
 use crate::refusal::Refusal;
 
@@ -34,6 +34,9 @@ pub(crate) fn create(
         volumes,
         init,
         keep_hot,
+        warm_after_sec,
+        cold_after_sec,
+        sleep_busy,
         labels,
         from: _,
         strict,
@@ -54,8 +57,22 @@ pub(crate) fn create(
         init: init.filter(|command| !command.trim().is_empty()),
         labels,
         keep_hot,
+        thermal: ThermalRule {
+            warm_after: warm_after_sec.and_then(after),
+            cold_after: cold_after_sec.and_then(after),
+            sleep_busy,
+        },
         strict,
     })
+}
+
+/// Seconds, or never; `None` is as the host says.
+fn after(after: api::After) -> Option<After> {
+    match after {
+        api::After::Seconds(seconds) => Some(After::seconds(seconds)),
+        api::After::Word(api::AfterWord::Never) => Some(After::NEVER),
+        api::After::Word(api::AfterWord::Default) => None,
+    }
 }
 
 /// A volume, and where it is wanted.
@@ -76,6 +93,9 @@ pub(crate) fn only_what_a_copy_takes(request: &api::CreateRequest) -> Result<(),
         ("files", !request.files.is_empty()),
         ("volumes", !request.volumes.is_empty()),
         ("init", request.init.is_some()),
+        ("warm_after_sec", request.warm_after_sec.is_some()),
+        ("cold_after_sec", request.cold_after_sec.is_some()),
+        ("sleep_busy", request.sleep_busy.is_some()),
     ];
     match given.into_iter().find(|(_, given)| *given) {
         None => Ok(()),
@@ -182,8 +202,15 @@ pub(crate) fn label_filters(filters: Vec<String>) -> Result<Labels, Refusal> {
 
 /// A change of a sandbox's description.
 pub(crate) fn edit(request: api::EditRequest) -> Result<sandbox::Edit, Refusal> {
-    let api::EditRequest { name, keep_hot, labels } = request;
-    Ok(sandbox::Edit { name: name.map(|name| name.parse()).transpose()?, keep_hot, labels })
+    let api::EditRequest { name, keep_hot, warm_after_sec, cold_after_sec, sleep_busy, labels } = request;
+    Ok(sandbox::Edit {
+        name: name.map(|name| name.parse()).transpose()?,
+        keep_hot,
+        warm_after: warm_after_sec.map(after),
+        cold_after: cold_after_sec.map(after),
+        sleep_busy,
+        labels,
+    })
 }
 
 /// A command, and the bytes for its standard input.

@@ -75,7 +75,10 @@ const fn status_of(kind: ErrorKind) -> StatusCode {
             StatusCode::CONFLICT
         }
         ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        ErrorKind::Busy | ErrorKind::NotReady | ErrorKind::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+        // Memory comes back by itself when others go to sleep, a full disk does not.
+        ErrorKind::Busy | ErrorKind::NoMemory | ErrorKind::NotReady | ErrorKind::ShuttingDown => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         ErrorKind::NoSpace | ErrorKind::GuestNoSpace => StatusCode::INSUFFICIENT_STORAGE,
         ErrorKind::GuestTimeout | ErrorKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
         ErrorKind::StreamBroken => StatusCode::BAD_GATEWAY,

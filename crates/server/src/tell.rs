@@ -22,6 +22,10 @@ pub(crate) fn sandbox(view: sandbox::SandboxView) -> api::Sandbox {
         status: view.status.as_str().to_owned(),
         thermal: view.thermal.to_string(),
         keep_hot: view.keep_hot,
+        warm_after_sec: view.times.warm_after.as_seconds(),
+        cold_after_sec: view.times.cold_after.as_seconds(),
+        sleep_busy: view.times.sleep_busy,
+        last_decision: view.last_decision.map(decision),
         labels: view.labels,
         volumes: view.volumes.into_iter().map(volume_spec).collect(),
         ip: None,
@@ -34,6 +38,11 @@ pub(crate) fn sandbox(view: sandbox::SandboxView) -> api::Sandbox {
         error,
         last_transition: view.last_transition.map(transition),
     }
+}
+
+fn decision(decision: sandbox::DecisionView) -> api::LastDecision {
+    let sandbox::DecisionView { action, reason, at } = decision;
+    api::LastDecision { action: action.to_owned(), reason, at: at.to_string() }
 }
 
 fn volume_spec(volume: types::VolumeMount) -> api::VolumeSpec {

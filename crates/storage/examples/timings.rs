@@ -165,9 +165,11 @@ fn round(
         disk_size_mib: Mebibytes(1024),
         labels: BTreeMap::new(),
         keep_hot: false,
+        thermal: types::ThermalRule::default(),
         created_at: Timestamp::now(),
         ram_base: template.ram_base(),
         machine: machine(),
+        volumes: Vec::new(),
         memory: None,
     };
     let dir = clock.time("create: commit", || staged.commit(&manifest)).unwrap();

@@ -155,6 +155,11 @@ impl StagedDir {
         &self.path
     }
 
+    /// The lock on it, for somebody who is to hold it, too.
+    pub(crate) fn lock(&self) -> Result<File> {
+        self.lock.try_clone().map_err(|error| Error::io("lock", &self.path, error))
+    }
+
     /// Makes it last as `target`: the given files and the directory itself, then the name. `Exists` when `target` is
     /// there already.
     pub(crate) fn commit(mut self, files: &[&File], target: &Path) -> Result<()> {

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use types::{
     Accel, Bytes, ContentId, ImageName, Labels, LayerId, MAX_VOLUMES, Mebibytes, MountPath, Owner, SandboxId,
-    SandboxName, StorageLayout, Timestamp, VolumeName, check_mounts,
+    SandboxName, StorageLayout, ThermalRule, Timestamp, VolumeName, check_mounts,
 };
 
 use crate::error::{Error, ErrorKind, Result};
@@ -177,6 +177,9 @@ pub struct Manifest {
     pub labels: Labels,
     /// Exempt from going to sleep by itself.
     pub keep_hot: bool,
+    /// When it is paused and put to sleep, where it says so itself.
+    #[serde(default, skip_serializing_if = "ThermalRule::is_empty")]
+    pub thermal: ThermalRule,
     /// When it was created.
     pub created_at: Timestamp,
     /// What lies under its memory.
@@ -190,7 +193,7 @@ pub struct Manifest {
     pub memory: Option<MemoryRecord>,
 }
 
-pub(crate) const FORMAT: Format = Format { name: "bhatti-sandbox", version: 3 };
+pub(crate) const FORMAT: Format = Format { name: "bhatti-sandbox", version: 4 };
 
 impl Manifest {
     /// The next generation, in which a guest runs: no memory image is valid any more.
@@ -309,6 +312,11 @@ mod tests {
             disk_size_mib: Mebibytes(1024),
             labels: [("tier".to_owned(), "tëst \"quoted\"".to_owned())].into(),
             keep_hot: false,
+            thermal: ThermalRule {
+                warm_after: Some(After::seconds(5)),
+                cold_after: Some(After::NEVER),
+                sleep_busy: None,
+            },
             created_at: Timestamp(1_700_000_000_123),
             ram_base: RamBase::Template { key: id(3), ram: id(4) },
             volumes: vec![VolumeRef {
@@ -345,30 +353,36 @@ mod tests {
     /// Release by release, the files that were once written are read. `BHATTI_WRITE_GOLDEN=1` writes a missing one.
     #[test]
     fn manifests_of_every_version_are_still_read_and_the_present_one_is_written_alike() {
+        let none = ThermalRule::default;
         let golden = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
         let first = std::fs::read_to_string(golden("manifest-1.json")).unwrap();
         assert_eq!(
             decode(first.as_bytes()).unwrap(),
-            Manifest { layers: Vec::new(), volumes: Vec::new(), ..sample() }
+            Manifest { layers: Vec::new(), volumes: Vec::new(), thermal: none(), ..sample() }
         );
         let second = std::fs::read_to_string(golden("manifest-2.json")).unwrap();
-        assert_eq!(decode(second.as_bytes()).unwrap(), Manifest { volumes: Vec::new(), ..sample() });
-        let path = golden("manifest-3.json");
+        assert_eq!(
+            decode(second.as_bytes()).unwrap(),
+            Manifest { volumes: Vec::new(), thermal: none(), ..sample() }
+        );
+        let third = std::fs::read_to_string(golden("manifest-3.json")).unwrap();
+        assert_eq!(decode(third.as_bytes()).unwrap(), Manifest { thermal: none(), ..sample() });
+        let path = golden("manifest-4.json");
         if std::env::var_os("BHATTI_WRITE_GOLDEN").is_some() && !path.exists() {
             std::fs::write(&path, sample().encode()).unwrap();
         }
-        let third = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(decode(third.as_bytes()).unwrap(), sample());
-        assert_eq!(String::from_utf8(sample().encode()).unwrap(), third);
+        let fourth = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(decode(fourth.as_bytes()).unwrap(), sample());
+        assert_eq!(String::from_utf8(sample().encode()).unwrap(), fourth);
     }
 
     #[test]
     fn a_newer_manifest_is_refused_by_its_version_even_if_nothing_else_is_known() {
-        let text = r#"{"format":"bhatti-sandbox","version":4,"blake4":"?","content":[]}"#;
+        let text = r#"{"format":"bhatti-sandbox","version":5,"blake4":"?","content":[]}"#;
         let error = decode(text.as_bytes()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooNew);
-        assert!(error.to_string().contains("version 4"), "{error}");
-        let same = String::from_utf8(sample().encode()).unwrap().replace("\"version\":3", "\"version\":4");
+        assert!(error.to_string().contains("version 5"), "{error}");
+        let same = String::from_utf8(sample().encode()).unwrap().replace("\"version\":4", "\"version\":5");
         assert_eq!(decode(same.as_bytes()).unwrap_err().kind(), ErrorKind::TooNew);
     }
 

@@ -49,6 +49,15 @@ impl StagedSandbox {
         self.dir().join(layout::root_disk(layout))
     }
 
+    /// The lock for a VMM that is started here before the sandbox has its name. It lies on the directory and so goes
+    /// with it; who made the directory and the VMM hold it together.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn lock_machine(&self) -> Result<File> {
+        self.staged.lock()
+    }
+
     /// Clones the template's root disk.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 
 mod id;
 mod name;
+mod rule;
 mod spec;
 mod time;
 mod unit;
@@ -12,6 +13,7 @@ mod volume;
 
 pub use id::{ContentId, IdError, LayerId, Nonce, SandboxId};
 pub use name::{ImageName, NameError, Owner, SandboxName, SnapshotName, VolumeName};
+pub use rule::{After, ThermalRule, ThermalTimes};
 pub use spec::{
     Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, SandboxSpec, SpecLimits, StorageLayout,
     Thermal, check_guest_path,

@@ -39,6 +39,8 @@ pub struct SandboxSpec {
     pub labels: Labels,
     /// Exempt from going to sleep by itself.
     pub keep_hot: bool,
+    /// When it is paused and put to sleep, where it says so itself.
+    pub thermal: crate::ThermalRule,
     /// Refuse the slow path instead of taking it.
     pub strict: bool,
 }
@@ -337,6 +339,7 @@ mod tests {
             init: None,
             labels: Labels::new(),
             keep_hot: false,
+            thermal: crate::ThermalRule::default(),
             strict: false,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use types::Bytes;
@@ -26,6 +27,41 @@ pub fn host_memory() -> Bytes {
         line.split_whitespace().next()?.parse::<u64>().ok()
     });
     Bytes(kib.unwrap_or_default().saturating_mul(1024))
+}
+
+/// How much memory is left, and how long processes wait for it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HostPressure {
+    /// All of it.
+    pub total: Bytes,
+    /// What the kernel says could be had without swapping (`MemAvailable`).
+    pub available: Bytes,
+    /// Percent of the last ten seconds in which some process waited for memory (`/proc/pressure/memory`); 0 where the
+    /// kernel does not say.
+    pub stalled_percent: f64,
+}
+
+/// Reads `meminfo` and `pressure/memory` below `proc`, which is `/proc` but in tests.
+///
+/// # Errors
+/// `meminfo` cannot be read or has not both numbers.
+pub fn host_pressure(proc: &Path) -> io::Result<HostPressure> {
+    let text = fs::read_to_string(proc.join("meminfo"))?;
+    let field = |name: &str| {
+        let kib = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let kib = kib.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+        let missing = || io::Error::new(io::ErrorKind::InvalidData, format!("meminfo has no {name}"));
+        kib.map(|kib| Bytes(kib.saturating_mul(1024))).ok_or_else(missing)
+    };
+    let stalled = fs::read_to_string(proc.join("pressure/memory")).ok().and_then(|text| {
+        let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
+        some.split(' ').find_map(|word| word.strip_prefix("avg10="))?.parse().ok()
+    });
+    Ok(HostPressure {
+        total: field("MemTotal")?,
+        available: field("MemAvailable")?,
+        stalled_percent: stalled.unwrap_or_default(),
+    })
 }
 
 /// Ticks in a millisecond of the counter that emulated guests see; measured once, `None` where there is none.
@@ -68,6 +104,8 @@ mod tests {
     fn this_host_has_processors_and_memory() {
         assert!(host_cpus() >= 1);
         assert!(host_memory() > Bytes(64 << 20));
+        let pressure = host_pressure(Path::new("/proc")).unwrap();
+        assert!(pressure.available > Bytes(0) && pressure.available < pressure.total);
         assert!(!host_boot_id().is_empty());
     }
 }

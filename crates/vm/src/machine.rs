@@ -141,7 +141,7 @@ impl Machine {
             let (process, gone) = starting
                 .settle(pid)
                 .map_err(|error| Error::io(OP, format!("taking hold of process {pid}"), error))?;
-            Ok(Self::new(dir, sockets, process, gone, qmp, base))
+            Ok(Self::new(sockets, process, gone, qmp, base))
         };
         tokio::time::timeout(PROCESS_LIMIT, launched).await.unwrap_or_else(|_elapsed| {
             let text = format!("it did not answer within {} s", PROCESS_LIMIT.as_secs());
@@ -181,7 +181,7 @@ impl Machine {
         let io = |error| Error::io(OP, format!("taking hold of process {pid}"), error);
         let process = Pidfd::open(pid).map_err(io)?;
         let gone = process::watch_exit(process.try_clone().map_err(io)?, None).map_err(io)?;
-        let machine = Self::new(dir, sockets, process, gone, qmp, base);
+        let machine = Self::new(sockets, process, gone, qmp, base);
         // A fold of the daemon before this one: nobody waits for it, and it would be in the way.
         if answers.last().is_some_and(has_fold) {
             machine.inner.cancel_fold().await?;
@@ -190,7 +190,6 @@ impl Machine {
     }
 
     fn new(
-        dir: &Path,
         sockets: ProcFdPath,
         process: Pidfd,
         gone: watch::Receiver<bool>,
@@ -198,8 +197,10 @@ impl Machine {
         base: Base,
     ) -> Self {
         let (disk, console) = (Turns::default(), tokio::sync::Mutex::default());
+        // By its descriptor: a directory may be given another name while a machine runs in it.
+        let dir = sockets.path_of("");
         Self {
-            inner: Arc::new(Inner { dir: dir.to_owned(), sockets, process, gone, qmp, base, disk, console }),
+            inner: Arc::new(Inner { dir, sockets, process, gone, qmp, base, disk, console }),
         }
     }
 
@@ -207,6 +208,25 @@ impl Machine {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.inner.process.pid()
+    }
+
+    /// The processor time that the VMM's process has taken in all its life, to a hundredth of a second.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        const OP: &str = "reading the VMM's processor time";
+        let pid = self.pid();
+        let io = |error| Error::io(OP, format!("process {pid}"), error);
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        // What was opened by number is the VMM's if the VMM still has the number now.
+        if !self.inner.process.is_alive().map_err(io)? {
+            return Err(process::died(OP, &self.inner.dir));
+        }
+        let ticks = process::cpu_ticks(&stat.map_err(io)?)
+            .ok_or_else(|| Error::new(ErrorKind::Protocol, OP, "/proc/PID/stat has no times"))?;
+        let rate = rustix::param::clock_ticks_per_second().max(1);
+        Ok(Duration::from_millis(ticks.saturating_mul(1000) / rate))
     }
 
     async fn call(&self, op: &'static str, command: Command<'_>) -> Result<Value> {

@@ -148,6 +148,14 @@ pub(crate) fn watch_exit(process: Pidfd, child: Option<Child>) -> std::io::Resul
     Ok(gone)
 }
 
+/// User and system time in a line of `/proc/PID/stat` (proc(5)): fields 14 and 15. The second field is the program's
+/// name in parentheses and may contain anything, so counting begins after the last one.
+pub(crate) fn cpu_ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let mut number = || fields.next()?.parse::<u64>().ok();
+    number()?.checked_add(number()?)
+}
+
 /// The error for a VMM that ended by itself, with its last words.
 pub(crate) fn died(op: &'static str, dir: &Path) -> Error {
     let said = log_tail(dir);
@@ -173,4 +181,18 @@ pub(crate) fn log_tail(dir: &Path) -> String {
         .filter(|line| !line.is_empty() && !line.starts_with("warning: "))
         .collect();
     lines[lines.len().saturating_sub(4)..].join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cpu_ticks;
+
+    #[test]
+    fn processor_time_is_found_behind_any_name() {
+        let stat = "42 (qemu) S) R 1 42 42 0 -1 4194560 900 0 3 0 77 23 5 6 20 0 4 0 100 1000 200 18446744073709551615";
+        assert_eq!(cpu_ticks(stat), Some(100));
+        for short in ["", "42 (x) S 1 2", "42 x S 1", "42 (x) S 1 42 42 0 -1 1 9 0 3 0 a b"] {
+            assert_eq!(cpu_ticks(short), None, "{short}");
+        }
+    }
 }

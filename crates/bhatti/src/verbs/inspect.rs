@@ -70,6 +70,9 @@ pub async fn edit(client: &Client, json: bool, asked: args::Edit) -> Result<u8> 
     let request = api::EditRequest {
         name: asked.name.map(String::from),
         keep_hot,
+        warm_after_sec: asked.idle.warm_after.map(args::AfterArg::asked),
+        cold_after_sec: asked.idle.cold_after.map(args::AfterArg::asked),
+        sleep_busy: asked.idle.busy(),
         labels: asked.label.into_iter().map(|Pair(key, value)| (key, value)).collect(),
     };
     let sandbox: api::Sandbox =
@@ -95,6 +98,7 @@ fn show(json: bool, sandbox: &api::Sandbox) {
         ("memory", format!("{} MiB", sandbox.memory_mb)),
         ("disk", format!("{} MiB ({})", sandbox.disk_size_mb, sandbox.clone)),
         ("keep hot", if sandbox.keep_hot { "yes" } else { "no" }.to_owned()),
+        ("idle", idle(sandbox)),
         ("labels", table::labels(&sandbox.labels)),
         ("began by", format!("{} ({})", sandbox.boot, sandbox.accel)),
         ("generation", sandbox.generation.to_string()),
@@ -103,6 +107,9 @@ fn show(json: bool, sandbox: &api::Sandbox) {
     ];
     if let Some(error) = &sandbox.error {
         lines.push(("error", error.clone()));
+    }
+    if let Some(decision) = &sandbox.last_decision {
+        lines.push(("decided", format!("{}: {}, {}", decision.action, decision.reason, ago(&decision.at))));
     }
     if let Some(last) = &sandbox.last_transition {
         let total = last.timings_ms.get("total").map(|ms| format!(" in {}", table::milliseconds(*ms)));
@@ -117,6 +124,13 @@ fn show(json: bool, sandbox: &api::Sandbox) {
     for (what, value) in lines {
         output::line(format!("{:<12} {value}", format!("{what}:")));
     }
+}
+
+/// When it is paused and put to sleep.
+fn idle(sandbox: &api::Sandbox) -> String {
+    let after = |seconds: Option<u32>| seconds.map_or("never".to_owned(), |it| format!("after {it} s"));
+    let busy = if sandbox.sleep_busy { ", busy or not" } else { "" };
+    format!("warm {}, cold {}{busy}", after(sandbox.warm_after_sec), after(sandbox.cold_after_sec))
 }
 
 pub async fn sessions(client: &Client, json: bool, asked: Which) -> Result<u8> {
