@@ -18,6 +18,7 @@ use wire::{
 
 use crate::failure::{failure, failure_io};
 use crate::lines::{copy_bytes, copy_lines};
+use crate::listeners;
 use crate::replace::replace;
 use crate::volumes;
 
@@ -58,6 +59,8 @@ pub enum Job {
     Freeze(VolumeMount),
     /// Let them go on.
     Thaw(VolumeMount),
+    /// Tell what listens.
+    Ports,
 }
 
 /// Does the job and gives the worker's exit status.
@@ -102,6 +105,7 @@ fn work(job: &Job) -> Result<Reply, Failure> {
         Job::Grow(growth) => volumes::grow(growth).map(|()| Reply::Done),
         Job::Freeze(volume) => volumes::freeze(volume).map(|()| Reply::Done),
         Job::Thaw(volume) => volumes::thaw(volume).map(|()| Reply::Done),
+        Job::Ports => Ok(Reply::Ports(listeners::list())),
     }
 }
 

@@ -10,6 +10,7 @@ use sys::guest_process::{WorkerStreams, fork_worker};
 use wire::{ErrorCode, Exec, Failure, Message, Reply, Request, Session, SessionKind};
 
 use crate::channel::deadline_in;
+use crate::connection::Connection;
 use crate::console::say;
 use crate::failure::{failure, failure_io};
 use crate::files::{self, Job};
@@ -74,6 +75,13 @@ impl Agent {
                 self.reply(stream, Reply::Info(info::read()));
                 Ok(())
             }
+            Request::Connect(connect) => {
+                let connection = Connection::begin(stream, connect.port, &mut self.outbox, &self.poll)?;
+                self.streams.insert(stream, Stream::Connection(Box::new(connection)));
+                self.settle(stream);
+                Ok(())
+            }
+            Request::Ports => self.work(stream, Job::Ports),
             Request::Poweroff => {
                 self.reply(stream, Reply::Done);
                 self.power_off = true;

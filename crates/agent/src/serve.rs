@@ -13,6 +13,7 @@ use sys::guest_process::{GuestSignal, SignalQueue, SoleThread};
 use wire::{ExitStatus, MAX_PAYLOAD, Nonce, VolumeMount};
 
 use crate::channel::Phase;
+use crate::connection::Connection;
 use crate::outbox::Outbox;
 use crate::poll::{Poll, Token};
 use crate::port;
@@ -39,6 +40,8 @@ pub enum Stream {
     Task(Box<Task>),
     /// It looks at the session of that number.
     Client(u32),
+    /// A connection to a port of this guest.
+    Connection(Box<Connection>),
 }
 
 /// Everything there is.
@@ -134,6 +137,18 @@ impl Agent {
                     session.read(&mut self.scratch, &self.poll);
                 }
             }
+            Token::Connection(id) => {
+                if let Some(Stream::Connection(connection)) = self.streams.get_mut(&id) {
+                    connection.read(&mut self.scratch, &mut self.outbox, &self.poll);
+                    self.settle(id);
+                }
+            }
+            Token::ConnectionFeed(id) => {
+                if let Some(Stream::Connection(connection)) = self.streams.get_mut(&id) {
+                    connection.writable(&mut self.outbox, &self.poll);
+                    self.settle(id);
+                }
+            }
             Token::SessionFeed(number) => {
                 if let Some(session) = self.sessions.get_mut(number) {
                     session.feed_ready(&mut self.outbox, &self.poll);
@@ -173,12 +188,20 @@ impl Agent {
         }
     }
 
-    /// Ends a stream whose process has said all it will.
-    fn settle(&mut self, id: u32) {
-        if let Some(Stream::Task(task)) = self.streams.get_mut(&id)
-            && task.settle(Instant::now(), &mut self.outbox)
-        {
-            task.release(&self.poll);
+    /// Ends a stream whose process or connection has said all it will.
+    pub(crate) fn settle(&mut self, id: u32) {
+        let over = match self.streams.get_mut(&id) {
+            Some(Stream::Task(task)) => {
+                let over = task.settle(Instant::now(), &mut self.outbox);
+                if over {
+                    task.release(&self.poll);
+                }
+                over
+            }
+            Some(Stream::Connection(connection)) => connection.settle(&mut self.outbox, &self.poll),
+            Some(Stream::Client(_)) | None => false,
+        };
+        if over {
             self.streams.remove(&id);
         }
     }
@@ -226,6 +249,10 @@ impl Agent {
                     task.enforce_deadline(now);
                     task.next_look().is_some_and(|at| at <= now).then_some(*id)
                 }
+                Stream::Connection(connection) => {
+                    connection.enforce_deadline(now);
+                    connection.is_over().then_some(*id)
+                }
                 Stream::Client(_) => None,
             })
             .collect();
@@ -243,6 +270,7 @@ impl Agent {
     fn time_to_next_look(&mut self) -> Option<Duration> {
         let tasks = self.streams.values().filter_map(|stream| match stream {
             Stream::Task(task) => task.next_look(),
+            Stream::Connection(connection) => connection.next_look(),
             Stream::Client(_) => None,
         });
         let first = tasks.chain(self.frozen.iter().map(|(_, until)| *until)).min();

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 use wire::{
-    Exec, FileList, FileRead, FileStat, FileWrite, Info, Reply, Request, Session, SessionInfo, Started,
-    StatRequest, VolumeGrowth, VolumeMount,
+    Connect, Exec, FileList, FileRead, FileStat, FileWrite, Info, Listener, Reply, Request, Session,
+    SessionInfo, Started, StatRequest, VolumeGrowth, VolumeMount,
 };
 
 use crate::channel::{Core, Handle, Hush};
+use crate::connection::Connection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exec::{ExecEvent, ExecStream, unexpected};
 use crate::file::{FileReader, FileWriter};
@@ -187,6 +188,35 @@ impl Guest {
             Reply::Info(info) => Ok(info),
             _ => Err(unexpected(OP)),
         }
+    }
+
+    /// What listens for TCP connections there.
+    ///
+    /// # Errors
+    /// `Refused` (an agent of before this verb), `Closed`, `Protocol`.
+    pub async fn ports(&self) -> Result<Vec<Listener>> {
+        const OP: &str = "look at the guest's ports";
+        match self.ask(OP, Request::Ports).await? {
+            Reply::Ports(listeners) => Ok(listeners
+                .into_iter()
+                .map(|listener| Listener {
+                    process: listener.process.map(|name| crate::error::printable(&name)),
+                    ..listener
+                })
+                .collect()),
+            _ => Err(unexpected(OP)),
+        }
+    }
+
+    /// Connects to a TCP port of the guest's loopback.
+    ///
+    /// # Errors
+    /// `Refused` with `not_listening` or `timed_out`, `Closed`, `Protocol`.
+    pub async fn connect(&self, port: u16) -> Result<Connection> {
+        Connection::begin(
+            self.0.open("connect to a port of the guest", Request::Connect(Connect { port })).await?,
+        )
+        .await
     }
 
     /// Has the guest write everything to its disks.

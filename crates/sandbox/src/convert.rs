@@ -81,6 +81,8 @@ const fn refused(code: wire::ErrorCode) -> ErrorKind {
         C::NotExecutable => ErrorKind::NotExecutable,
         C::CommandNotFound => ErrorKind::CommandNotFound,
         C::BadRequest => ErrorKind::BadRequest,
+        C::NotListening => ErrorKind::NotListening,
+        C::TimedOut => ErrorKind::Timeout,
         C::TooMany | C::Busy => ErrorKind::Busy,
     }
 }

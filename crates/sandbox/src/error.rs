@@ -45,6 +45,10 @@ pub enum ErrorKind {
     StreamBroken,
     /// The VMM failed.
     Vmm,
+    /// Nobody in the guest listens on that port.
+    NotListening,
+    /// More requests than are allowed in this time.
+    TooManyRequests,
     /// The deadline passed.
     Timeout,
     /// The daemon is shutting down.
@@ -76,6 +80,8 @@ impl ErrorKind {
             Self::GuestTimeout => "guest_timeout",
             Self::StreamBroken => "stream_broken",
             Self::Vmm => "vmm_failed",
+            Self::NotListening => "not_listening",
+            Self::TooManyRequests => "too_many_requests",
             Self::Timeout => "timeout",
             Self::ShuttingDown => "shutting_down",
             Self::Internal => "internal",

@@ -35,6 +35,8 @@ pub(crate) struct Inner {
     pub(crate) names: KeyedLocks<(Owner, SandboxName)>,
     /// One verb on a volume at a time.
     pub(crate) volumes: KeyedLocks<(Owner, VolumeName)>,
+    /// What is published of them.
+    pub(crate) publications: crate::publish::Publications,
     owners: TaskTracker,
     limits: SpecLimits,
     info: OnceLock<HostInfo>,
@@ -59,12 +61,14 @@ impl Host {
             max_memory: vm::host_memory().floor_mib(),
             max_files_bytes: image::CONFIG_FILES_MAX_BYTES.0,
         };
+        let publications = crate::publish::Publications::new(services.config.publish);
         let host = Self {
             inner: Arc::new(Inner {
                 services,
                 registry: Registry::default(),
                 names: KeyedLocks::default(),
                 volumes: KeyedLocks::default(),
+                publications,
                 owners: TaskTracker::new(),
                 limits,
                 info: OnceLock::new(),
@@ -72,6 +76,7 @@ impl Host {
             }),
         };
         crate::reopen::reopen(&host).await?;
+        host.reopen_publications()?;
         Ok(host)
     }
 
@@ -263,7 +268,10 @@ impl Host {
     /// # Errors
     /// When its files could not be removed.
     pub async fn destroy(&self, owner: &Owner, which: &str) -> Result<()> {
-        self.ask(owner, which, Command::Destroy).await
+        let id = self.find(owner, which)?.view().id;
+        self.ask(owner, id.as_str(), Command::Destroy).await?;
+        self.inner.publications.forget(&id);
+        Ok(())
     }
 
     /// The guest of a sandbox, awake, with a lease that keeps it so.
@@ -327,7 +335,7 @@ impl Host {
         first_error.map_or(Ok(()), Err)
     }
 
-    fn find(&self, owner: &Owner, which: &str) -> Result<Arc<Shared>> {
+    pub(crate) fn find(&self, owner: &Owner, which: &str) -> Result<Arc<Shared>> {
         Ok(self.inner.registry.find(owner, which)?.shared)
     }
 

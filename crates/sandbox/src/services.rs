@@ -26,6 +26,8 @@ pub struct HostConfig {
     pub accel: Option<Accel>,
     /// How long a guest may take to boot.
     pub boot_timeout: Duration,
+    /// How much what is published may be asked for.
+    pub publish: crate::publish::PublishLimits,
 }
 
 impl HostConfig {
@@ -38,6 +40,7 @@ impl HostConfig {
             layout: None,
             accel: None,
             boot_timeout: Duration::from_secs(120),
+            publish: crate::publish::PublishLimits::default(),
         }
     }
 }

@@ -78,7 +78,8 @@ const fn status_of(kind: ErrorKind) -> StatusCode {
         ErrorKind::Busy | ErrorKind::NotReady | ErrorKind::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         ErrorKind::NoSpace | ErrorKind::GuestNoSpace => StatusCode::INSUFFICIENT_STORAGE,
         ErrorKind::GuestTimeout | ErrorKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
-        ErrorKind::StreamBroken => StatusCode::BAD_GATEWAY,
+        ErrorKind::StreamBroken | ErrorKind::NotListening => StatusCode::BAD_GATEWAY,
+        ErrorKind::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
         ErrorKind::Vmm | ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

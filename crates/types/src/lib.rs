@@ -11,7 +11,7 @@ mod unit;
 mod volume;
 
 pub use id::{ContentId, IdError, LayerId, Nonce, SandboxId};
-pub use name::{ImageName, NameError, Owner, SandboxName, SnapshotName, VolumeName};
+pub use name::{Alias, ImageName, NameError, Owner, SandboxName, SnapshotName, VolumeName};
 pub use spec::{
     Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, SandboxSpec, SpecLimits, StorageLayout,
     Thermal, check_guest_path,

@@ -39,8 +39,8 @@ pub use message::{
     Welcome, WindowSize,
 };
 pub use request::{
-    Exec, FileKind, FileList, FileRead, FileStat, FileWrite, Info, LineRange, ReadSummary, Reply, Request,
-    Session, SessionInfo, SessionKind, StatRequest, Tty, VolumeGrowth, VolumeMount,
+    Connect, Exec, FileKind, FileList, FileRead, FileStat, FileWrite, Info, LineRange, Listener, ReadSummary,
+    Reply, Request, Session, SessionInfo, SessionKind, StatRequest, Tty, VolumeGrowth, VolumeMount,
 };
 pub use scan::Scanner;
 
@@ -71,6 +71,9 @@ pub const MAX_MESSAGE: usize = 1024 * 1024;
 
 /// Data bytes that may be under way on one stream in one direction without credit.
 pub const WINDOW: u32 = 256 * 1024;
+
+/// How many listeners are told of at most.
+pub const MAX_LISTENERS: usize = 1024;
 
 /// How long the agent holds the writes to a volume at most, in milliseconds of the guest's time.
 pub const FREEZE_LIMIT_MS: u64 = 5_000;

@@ -33,7 +33,7 @@ pub enum Message {
     Open(Box<Request>),
     /// host: bytes for stdin, a terminal, or a file.
     Data(Vec<u8>),
-    /// host: no more `Data`.
+    /// host: no more `Data`. guest, on a connection: no more `Stdout`, and `Data` may go on.
     Eof,
     /// both: this many more data bytes may be sent.
     Credit(u32),
@@ -227,6 +227,10 @@ pub enum ErrorCode {
     BadRequest,
     /// Somebody uses it.
     Busy,
+    /// Nobody listens there.
+    NotListening,
+    /// It did not answer in time.
+    TimedOut,
     /// Too many streams or sessions at once.
     TooMany,
     /// Anything else, and what a newer agent may invent.
@@ -249,6 +253,8 @@ impl ErrorCode {
             | ErrorCode::NoSuchUser
             | ErrorCode::BadRequest
             | ErrorCode::Busy
+            | ErrorCode::NotListening
+            | ErrorCode::TimedOut
             | ErrorCode::TooMany
             | ErrorCode::Io => None,
         }
