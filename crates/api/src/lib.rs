@@ -9,6 +9,7 @@ mod host;
 mod request;
 mod sandbox;
 mod snapshot;
+mod traffic;
 mod upkeep;
 mod usage;
 mod volume;
@@ -19,6 +20,7 @@ pub use host::{Event, Health, ImageObject, Version};
 pub use request::{CreateRequest, EditRequest, FileSpec, StartRequest, StopRequest, VolumeSpec};
 pub use sandbox::{FileEntry, FileStat, LastTransition, Sandbox, SandboxReply, Session};
 pub use snapshot::{ForkReply, ForkRequest, ResumeRequest, Snapshot, SnapshotReply, SnapshotRequest};
+pub use traffic::{Port, Publication, PublishRequest};
 pub use upkeep::{Checked, Finding, Fsck, FsckEvent, FsckRequest, Gc, GcItem, GcRequest};
 pub use usage::{FileUsage, ObjectUsage, OwnerUsage, SandboxUsage, SnapshotUsage, Usage, UsageFigures};
 pub use volume::{

@@ -2,6 +2,7 @@
 
 mod setup;
 mod snapshot;
+mod traffic;
 mod volume;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use types::{ImageName, SandboxName};
 
 pub use setup::{Setup, Storage};
 pub use snapshot::{Copied, Fork, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotResume, SnapshotWhich};
+pub use traffic::{Forward, Publish, Unpublish};
 pub use volume::{
     MountArg, Volume, VolumeAttach, VolumeClone, VolumeCreate, VolumeDelete, VolumeDetach, VolumeResize,
     VolumeWhich,
@@ -90,6 +92,14 @@ pub enum Verb {
     Volume(Volume),
     /// Make live copies of a sandbox, which goes on. Ctrl-C does not call it off: the daemon finishes them
     Fork(Fork),
+    /// List what listens for TCP connections in a sandbox, waking it
+    Ports(Which),
+    /// Listen on this host's loopback for a port of a sandbox, which each connection wakes
+    Forward(Forward),
+    /// Serve a port of a sandbox under an alias to whoever knows it, or list what is
+    Publish(Publish),
+    /// Take back what is published; open connections are cut
+    Unpublish(Unpublish),
     /// Tell where the bytes are: apparent, referenced, physical, exclusive
     Du(Du),
     /// Check everything that is stored: manifests, checksums, bases, layers, references
@@ -210,9 +220,37 @@ pub struct Serve {
     /// VMM to use [default: qemu-system-x86_64 or qemu-system-aarch64 in PATH]
     #[arg(long, value_name = "PATH")]
     pub qemu: Option<PathBuf>,
+    /// Address on which what is published is served without a key, or `none`
+    #[arg(long, default_value = "none", value_name = "ADDR:PORT")]
+    pub publish_listen: Listen,
+    /// Domain that aliases are put before: `<alias>.<domain>`
+    #[arg(long, default_value = "localhost", value_name = "DOMAIN", value_parser = domain)]
+    pub publish_domain: String,
+    /// Requests a second for one alias, in the long run and with bursts of twice as many; 0 is no limit
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub publish_rate: u32,
+    /// Sandboxes that are woken through aliases at the same time; who comes then is told to try again
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub publish_wakes: u16,
     /// Put all sandboxes to sleep when the daemon ends; they are left running otherwise
     #[arg(long)]
     pub stop_all: bool,
+}
+
+/// A domain: labels with dots between them.
+fn domain(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if text.len() <= 190 && text.split('.').all(label) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("use a domain such as apps.example.org".to_owned())
+    }
 }
 
 /// Where the daemon listens on TCP.

@@ -35,6 +35,9 @@ pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 /// A WebSocket to the daemon.
 pub type Socket = WebSocketStream<hyper_util::rt::TokioIo<hyper::upgrade::Upgraded>>;
 
+/// A tunnel through the daemon to a port of a sandbox.
+pub type Tunnel = hyper_util::rt::TokioIo<hyper::upgrade::Upgraded>;
+
 /// A daemon that answers, asked one request at a connection.
 #[derive(Debug)]
 pub struct Client {
@@ -131,6 +134,23 @@ impl Client {
         let upgraded = hyper::upgrade::on(response).await.map_err(|error| self.broken(&error))?;
         let io = hyper_util::rt::TokioIo::new(upgraded);
         Ok(WebSocketStream::from_raw_socket(io, Role::Client, None).await)
+    }
+
+    /// Opens a tunnel; a refusal comes as the failure that the daemon tells.
+    pub async fn tunnel(&self, path: &str) -> Result<Tunnel> {
+        let request = self
+            .daemon
+            .request(Method::GET, path)
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "bhatti-tunnel")
+            .body(whole(Bytes::new()))
+            .map_err(|error| self.broken(&error))?;
+        let response = self.checked(request).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Failure::new("protocol", format!("{}: opens no tunnels", self.daemon)));
+        }
+        let upgraded = hyper::upgrade::on(response).await.map_err(|error| self.broken(&error))?;
+        Ok(hyper_util::rt::TokioIo::new(upgraded))
     }
 
     fn broken(&self, error: &(dyn std::error::Error + 'static)) -> Failure {

@@ -3,7 +3,9 @@
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use crate::{events, exec, files, host, sandboxes, shell, snapshots, upkeep, usage, volumes};
+use crate::{
+    events, exec, files, host, publish, sandboxes, shell, snapshots, traffic, upkeep, usage, volumes,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -21,6 +23,8 @@ use crate::{events, exec, files, host, sandboxes, shell, snapshots, upkeep, usag
         volumes::resize, volumes::clone,
         exec::exec, shell::live_exec, shell::shell,
         files::read, files::head, files::write,
+        traffic::ports, traffic::proxy, traffic::tunnel,
+        publish::publish, publish::of_sandbox, publish::unpublish, publish::all,
     ),
     components(schemas(api::ExecEvent, api::FsckEvent, api::ShellControl, api::FileEntry)),
     modifiers(&Bearer),

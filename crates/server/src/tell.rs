@@ -6,6 +6,8 @@ use std::time::Duration;
 use sandbox::wire;
 use types::Timestamp;
 
+use crate::publish::Site;
+
 pub(crate) fn sandbox(view: sandbox::SandboxView) -> api::Sandbox {
     let error = match &view.status {
         sandbox::Status::Error(line) => Some(line.clone()),
@@ -39,6 +41,24 @@ pub(crate) fn sandbox(view: sandbox::SandboxView) -> api::Sandbox {
 fn volume_spec(volume: types::VolumeMount) -> api::VolumeSpec {
     let types::VolumeMount { name, mount, read_only } = volume;
     api::VolumeSpec { name: name.into(), mount: mount.into(), read_only }
+}
+
+pub(crate) fn port(listener: wire::Listener) -> api::Port {
+    let wire::Listener { port, address, pid, process } = listener;
+    let protocol = if address.is_ipv4() { "tcp" } else { "tcp6" };
+    api::Port { port, address: address.to_string(), protocol: protocol.to_owned(), pid, process }
+}
+
+pub(crate) fn publication(view: sandbox::Publication, site: Option<&Site>) -> api::Publication {
+    let sandbox::Publication { alias, sandbox_id, sandbox_name, port, created_at } = view;
+    api::Publication {
+        url: site.map(|site| site.url(alias.as_str())),
+        alias: alias.into(),
+        sandbox: sandbox_name.into(),
+        sandbox_id: sandbox_id.into(),
+        port,
+        created_at: created_at.to_string(),
+    }
 }
 
 pub(crate) fn volume(view: sandbox::VolumeView) -> api::Volume {
