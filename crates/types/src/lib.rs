@@ -4,12 +4,14 @@
 //! receive or store them.
 
 mod id;
+mod image_config;
 mod name;
 mod spec;
 mod time;
 mod unit;
 
-pub use id::{ContentId, IdError, LayerId, Nonce, SandboxId};
+pub use id::{ContentId, IdError, LayerId, Nonce, SandboxId, TaskId};
+pub use image_config::{CommandDefaults, ImageConfig};
 pub use name::{ImageName, NameError, Owner, SandboxName, SnapshotName};
 pub use spec::{
     Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, SandboxSpec, SpecLimits, StorageLayout,
