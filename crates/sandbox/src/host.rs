@@ -35,7 +35,8 @@ pub(crate) struct Inner {
     pub(crate) names: KeyedLocks<(Owner, SandboxName)>,
     /// One verb on a volume at a time.
     pub(crate) volumes: KeyedLocks<(Owner, VolumeName)>,
-    owners: TaskTracker,
+    pub(crate) owners: TaskTracker,
+    pub(crate) tasks: crate::tasks::Tasks,
     limits: SpecLimits,
     info: OnceLock<HostInfo>,
     _lock: DaemonLock,
@@ -66,11 +67,13 @@ impl Host {
                 names: KeyedLocks::default(),
                 volumes: KeyedLocks::default(),
                 owners: TaskTracker::new(),
+                tasks: crate::tasks::Tasks::default(),
                 limits,
                 info: OnceLock::new(),
                 _lock: lock,
             }),
         };
+        crate::tasks::bury(&host.inner.services)?;
         crate::reopen::reopen(&host).await?;
         Ok(host)
     }
@@ -308,6 +311,7 @@ impl Host {
     /// # Errors
     /// With `stop_all`: the first sandbox that could not be put to sleep; the others are tried all the same.
     pub async fn shutdown(&self, stop_all: bool) -> Result<()> {
+        self.inner.tasks.end();
         let entries = self.inner.registry.close();
         let mut first_error = None;
         if stop_all {
