@@ -361,6 +361,8 @@ impl Host {
                 let (store, whose, which) = (self.inner.services.store.clone(), owner.clone(), name.clone());
                 let staged = blocking(move || {
                     staged.copy_of(store.volumes().open(&whose, &which)?.path())?;
+                    // The guest's own syncs would have to wait for it.
+                    staged.sync()?;
                     Ok(staged)
                 })
                 .await?;

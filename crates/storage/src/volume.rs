@@ -296,6 +296,14 @@ impl StagedVolume {
         crate::clone::clone_into(&source, self.staged.file(), self.path())
     }
 
+    /// Writes what it has so far to the disk.
+    ///
+    /// # Errors
+    /// `NoSpace`, or what the system says.
+    pub fn sync(&self) -> Result<()> {
+        durable::sync(self.staged.file(), self.path())
+    }
+
     /// Shares the extents of `from`; `false`, and it is as before, where the filesystem cannot.
     ///
     /// # Errors
