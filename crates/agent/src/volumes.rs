@@ -57,7 +57,7 @@ pub fn mount(volume: &VolumeMount) -> Result<(), Failure> {
     mount_at(&disk, path, "ext4", flags, data).map_err(|error| match error {
         Errno::ROFS | Errno::ACCESS if volume.read_only => {
             let why = "it was not unmounted cleanly and has to be attached once without `:ro`";
-            told(volume, ErrorCode::Io, why)
+            told(volume, ErrorCode::Unclean, why)
         }
         Errno::INVAL | Errno::UCLEAN | Errno::NODATA => {
             told(volume, ErrorCode::Io, &format!("it holds no whole ext4 file system ({error})"))

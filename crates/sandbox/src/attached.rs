@@ -157,7 +157,10 @@ impl Actor {
             .await
             .map_err(|error| plug_failed(error, name))?;
         watch.lap("plug");
-        let mounted = running.guest.mount(mount_of(volume)).await;
+        let mut mounted = running.guest.mount(mount_of(volume)).await;
+        if volume.read_only && mounted.as_ref().is_err_and(is_unclean) {
+            mounted = self.mount_settled(volume).await?;
+        }
         watch.lap("mount");
         if let Err(error) = mounted {
             if let Err(stays) = running.machine.unplug_volume(volume.port).await {
@@ -166,6 +169,23 @@ impl Actor {
             return Err(guest_refused(error));
         }
         Ok(())
+    }
+
+    /// Mounts a volume read-only that was not unmounted cleanly: its journal is played back first, for which its disk is
+    /// plugged in for writing. That nobody else has it, the lock of its file says.
+    async fn mount_settled(&self, volume: &VolumeRef) -> Result<guest::Result<()>> {
+        let running = self.running()?;
+        let (machine, for_reading) = (&running.machine, disk(&self.manifest, volume));
+        let for_writing = VolumeDisk { read_only: false, ..for_reading.clone() };
+        machine.unplug_volume(volume.port).await?;
+        machine.plug_volume(&for_writing).await.map_err(|error| plug_failed(error, &volume.name))?;
+        let settled = running.guest.settle(mount_of(volume)).await;
+        machine.unplug_volume(volume.port).await?;
+        machine.plug_volume(&for_reading).await.map_err(|error| plug_failed(error, &volume.name))?;
+        match settled {
+            Ok(()) => Ok(running.guest.mount(mount_of(volume)).await),
+            refused => Ok(refused),
+        }
     }
 
     pub(crate) async fn detach_volume(&mut self, name: VolumeName) -> Result<Change> {
@@ -401,6 +421,12 @@ pub(crate) async fn restore(machine: &Machine, guest: &guest::Guest, manifest: &
 
 fn not_attached(name: &VolumeName) -> Error {
     Error::new(ErrorKind::Conflict, format!("volume {name} is not attached any more")).hint("try again")
+}
+
+/// Whether the agent could not mount a volume read-only because its journal is to be played back.
+fn is_unclean(error: &guest::Error) -> bool {
+    let code = wire::ErrorCode::Unclean;
+    error.kind() == guest::ErrorKind::Refused { code }
 }
 
 /// What the agent says of a volume, as the answer to a verb on volumes.

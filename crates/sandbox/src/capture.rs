@@ -169,6 +169,7 @@ impl Actor {
             Some(freeze) => Some(running.machine.open_top(&freeze.top_name()).await?),
             None => None,
         };
+        self.sync_disks_again().await?;
         watch.lap("quiet");
         let began = Instant::now();
         if hot {
@@ -257,6 +258,22 @@ impl Actor {
             running.machine.aim_copy(volume.port, &staged.volume_path(&volume.name)).await?;
         }
         Ok((staged, VolumeCopies::Watched(ports)))
+    }
+
+    /// A machine that is stopped flushes each of its disks, one after the other: with volumes, what came since they were
+    /// synced is written out before.
+    async fn sync_disks_again(&self) -> Result<()> {
+        if writable(&self.manifest).next().is_none() {
+            return Ok(());
+        }
+        let (store, dir, manifest) = (self.services.store.clone(), self.dir.clone(), self.manifest.clone());
+        blocking(move || {
+            for volume in writable(&manifest) {
+                store.sync_volume(&manifest.owner, &volume.name)?;
+            }
+            Ok(dir.sync_root(&manifest)?)
+        })
+        .await
     }
 
     /// Waits for the copies of volumes that the VMM makes, or calls them off when the capture has failed.
