@@ -74,7 +74,7 @@ const fn refused(code: wire::ErrorCode) -> ErrorKind {
     use wire::ErrorCode as C;
     match code {
         C::NotFound => ErrorKind::GuestNotFound,
-        C::IsDirectory | C::NotDirectory | C::Permission | C::Exists | C::NoSuchUser | C::Io => {
+        C::IsDirectory | C::NotDirectory | C::Permission | C::Exists | C::NoSuchUser | C::Unclean | C::Io => {
             ErrorKind::GuestRefused
         }
         C::NoSpace => ErrorKind::GuestNoSpace,

@@ -251,6 +251,8 @@ pub enum ErrorCode {
     BadRequest,
     /// Somebody uses it.
     Busy,
+    /// A file system whose journal is to be played back first, which takes a disk that can be written.
+    Unclean,
     /// Too many streams or sessions at once.
     TooMany,
     /// Anything else, and what a newer agent may invent.
@@ -273,6 +275,7 @@ impl ErrorCode {
             | ErrorCode::NoSuchUser
             | ErrorCode::BadRequest
             | ErrorCode::Busy
+            | ErrorCode::Unclean
             | ErrorCode::TooMany
             | ErrorCode::Io => None,
         }
