@@ -46,7 +46,7 @@ if [ "${1:-}" = --tests ]; then
 fi
 
 if [ "${1:-}" = --bench ]; then
-    wanted+=("fincore util-linux-extra")
+    wanted+=("fincore util-linux-extra" "docker-registry docker-registry" "skopeo skopeo")
 fi
 
 there() { case "$1" in /*) [ -e "$1" ] ;; *) command -v "$1" > /dev/null ;; esac; }

@@ -65,6 +65,10 @@ impl Daemon {
         self.dir.path()
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn post(&self, path: &str, body: &Value) -> Result<Value> {
         let reply = self
             .agent

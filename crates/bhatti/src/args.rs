@@ -127,6 +127,8 @@ pub enum BenchSuite {
     Density,
     /// Clones, snapshots, forks and where the bytes are, on ext4, btrfs and xfs
     Storage,
+    /// What a second pull moves, and an import against tar and mke2fs
+    Images,
     /// All of them
     All,
 }

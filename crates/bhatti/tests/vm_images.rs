@@ -154,12 +154,12 @@ fn what_an_image_wants_applies_and_what_was_asked_for_wins() {
     assert_eq!(host.json(&["ps", "other"])[0]["command"][2], "sleep 7", "an init of one's own wins");
 
     // Without a shell, passwd or any directory but one.
-    let bare = Image::new(vec![Layer::new().file("app/tool", 0o755, &images::busybox())], json!({}));
+    let bare = Image::new(vec![Layer::new().file("app/busybox", 0o755, &images::busybox())], json!({}));
     bare.docker_save(&archive);
     let told = host.run(&["image", "import", "--tar", tar, "--name", "bare"]);
     assert!(told.code == 0 && told.stderr.contains("no /bin/sh"), "{}", told.stderr);
     host.ok(&["create", "--name", "bare", "--image", "bare"]);
-    assert_eq!(host.ok(&["exec", "bare", "--", "/app/tool", "id", "-u"]), "0\n");
+    assert_eq!(host.ok(&["exec", "bare", "--", "/app/busybox", "id", "-u"]), "0\n");
     host.refused(&["image", "delete", "-y", "app"], 1, &["sandbox app", "sandbox other", "in use"]);
     host.ok(&["destroy", "-y", "app", "other"]);
     host.ok(&["image", "delete", "-y", "app"]);
@@ -379,16 +379,20 @@ fn a_saved_disk_is_an_image_of_its_own_without_the_sandboxes_secrets() {
 
 #[test]
 fn an_image_for_which_there_is_no_room_is_refused_and_leaves_the_room_that_there_was() {
-    let host = TestHost::on_small_filesystem(BHATTI, 1600);
+    let host = TestHost::on_small_filesystem(BHATTI, 1100);
     let dir = tempfile::tempdir().unwrap();
     let archive = dir.path().join("big.tar");
-    let noise = noise(64 << 20);
+    let noise = noise(32 << 20);
     let layers = (0..3).map(|n| Layer::new().file(&format!("big-{n}"), 0o644, &noise)).collect();
     Image::new(layers, json!({})).docker_save(&archive);
-    host.fill(400 << 20);
+    host.fill(450 << 20);
     let tar = archive.to_str().unwrap();
     // The archive fits; what is in it does not fit twice more.
-    host.refused(&["image", "import", "--tar", tar, "--name", "big"], 1, &["image"]);
+    host.refused(
+        &["image", "import", "--tar", tar, "--name", "big"],
+        1,
+        &["does not fit twice", "the disk is full"],
+    );
     nothing_half_made(&host);
     host.unfill();
     host.fill(100 << 20);

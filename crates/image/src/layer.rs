@@ -188,7 +188,6 @@ pub(crate) fn apply(
         // What an entry has beyond its meaning must not count as a header.
         io::copy(&mut entry, &mut io::sink()).map_err(broken)?;
     }
-    drop(entries);
     // The rest belongs to the digest.
     let mut guarded = archive.into_inner();
     guarded.allowed.set(u64::MAX);

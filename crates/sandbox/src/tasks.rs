@@ -317,16 +317,12 @@ impl Host {
     pub fn tasks(&self, owner: &Owner) -> Result<Vec<TaskRecord>> {
         let rows = self.inner.services.index().tasks()?;
         let live = self.inner.tasks.live();
-        let mut tasks: Vec<TaskRecord> = rows
-            .iter()
-            .rev()
-            .filter(|row| row.owner == *owner)
-            .filter_map(|row| match live.get(&row.id) {
+        let tasks =
+            rows.iter().rev().filter(|row| row.owner == *owner).filter_map(|row| match live.get(&row.id) {
                 Some(live) => Some(live.state.borrow().clone()),
                 None => serde_json::from_str(&row.record_json).ok(),
-            })
-            .collect();
-        tasks.sort_by(|a, b| b.created_at.cmp(&a.created_at));
+            });
+        let tasks = tasks.collect();
         Ok(tasks)
     }
 
