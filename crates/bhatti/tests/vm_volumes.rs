@@ -206,6 +206,7 @@ fn an_attached_volume_is_cloned_as_of_one_moment_while_its_guest_writes() {
     let writer = "i=0; while :; do i=$((i+1)); echo $i > /data/new; mv /data/new /data/count; \
                   head -c 100000 /dev/urandom > /data/noise; done";
     host.ok(&["exec", "a", "--detach", "--", "sh", "-c", writer]);
+    host.sh("a", "while ! [ -s /data/count ]; do :; done; sync");
     let (mut counts, mut stalls) = (Vec::new(), Vec::new());
     for clone in ["one", "two", "three"] {
         let reply = host.json(&["volume", "clone", "data", "--name", clone]);
