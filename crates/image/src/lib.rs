@@ -13,7 +13,6 @@ mod error;
 mod initramfs;
 mod kernel;
 mod loop_fs;
-mod minimal;
 mod modules;
 mod mount_unit;
 mod overlay;
@@ -21,6 +20,7 @@ mod programs;
 mod progress;
 mod recipe;
 mod run;
+mod tier;
 
 pub use config_drive::{CONFIG_DRIVE_BYTES, CONFIG_FILES_MAX_BYTES, ConfigDrive, config_drive};
 pub use error::{Error, ErrorKind, Result};
@@ -30,8 +30,8 @@ pub use loop_fs::{
     DirUser, LOOP_MOUNT_OPTIONS, LoopHost, MountPoint, grow_btrfs_file, make_btrfs_file, mount_btrfs_file,
     mount_points, unmount_btrfs_file, users_of_dir, with_mounts_of_own,
 };
-pub use minimal::{MinimalImage, build_minimal, minimal_recipe_id};
 pub use mount_unit::{MountUnit, UnitState};
 pub use overlay::{BackingFormat, qemu_img_check, qemu_img_create_overlay};
 pub use programs::{Program, programs};
 pub use progress::{Build, Cancel, Progress};
+pub use tier::{TierImage, TierInfo, build_minimal, build_tier, minimal_recipe_id, tier_recipe_id, tiers};

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, ErrorKind, Result};
 
 /// How large a chunk is; the last one of a volume may be shorter.
-pub(crate) const CHUNK_BYTES: u32 = 512 << 10;
+pub(crate) const CHUNK_BYTES: u32 = 256 << 10;
 /// Sizes that a manifest may name: powers of two between these.
 pub(crate) const CHUNK_BYTES_MIN: u32 = 4 << 10;
 pub(crate) const CHUNK_BYTES_MAX: u32 = 16 << 20;

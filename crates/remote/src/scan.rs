@@ -10,6 +10,9 @@ use rustix::io::Errno;
 use crate::chunk::{ChunkId, Table};
 use crate::{Error, Result};
 
+/// Takes a chunk: its number, its hash, its content.
+type Each<'a> = &'a mut dyn FnMut(u64, ChunkId, &[u8]) -> Result<()>;
+
 /// Reads all of `file` and hands each chunk that is not zeros to `each`: its number, its hash, its content. `look` is
 /// told the offset it has come to, after each chunk and each hole.
 pub(crate) fn scan(
@@ -18,7 +21,7 @@ pub(crate) fn scan(
     chunk_bytes: u32,
     name: &str,
     look: &mut dyn FnMut(u64) -> Result<()>,
-    each: &mut dyn FnMut(u64, ChunkId, &[u8]) -> Result<()>,
+    each: Each<'_>,
 ) -> Result<Table> {
     let fail = |error: io::Error| Error::io("read", name, error);
     let chunk = u64::from(chunk_bytes);

@@ -15,7 +15,7 @@ use crate::{BackupId, Error, ErrorKind, Result};
 
 /// Requests that are under way at once.
 pub(crate) const AT_ONCE: usize = 8;
-/// No manifest is longer: 64 hex digits for each of the 16 Mi chunks of a volume of 8 TiB.
+/// No manifest is longer: 64 hex digits for each of the 18 Mi chunks of a volume of 4.5 TiB.
 const MANIFEST_BYTES_MAX: u64 = 1200 << 20;
 
 /// One volume's backups.

@@ -16,7 +16,7 @@ use crate::shelf::Shelf;
 use crate::{Error, ErrorKind, Result};
 
 const OP: &str = "open the backup store";
-/// A request that takes longer has failed. A chunk is half a MiB.
+/// A request that takes longer has failed. A chunk is a quarter of a MiB.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// A request that failed for a moment's reason is sent again; whoever waits is told within this time.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,5 +1,7 @@
 //! Backups in a directory: what is moved, what comes back, and what is refused.
 
+#![allow(clippy::unwrap_used, missing_docs)]
+
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};

@@ -1,6 +1,8 @@
 //! Backups in a real S3 server on loopback: moto's, from PyPI, put into `target/test-tools/moto` by
 //! `scripts/test-deps.sh`.
 
+#![allow(clippy::unwrap_used, missing_docs)]
+
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::FileExt as _;
