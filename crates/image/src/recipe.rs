@@ -92,6 +92,9 @@ pub(crate) struct Recipe {
     pub left_out: Vec<String>,
     /// Exceptions from `left_out`.
     pub kept: Vec<String>,
+    /// Groups of the packages that the user belongs to.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// Files that no package has.
     #[serde(default)]
     pub files: Vec<GuestText>,
@@ -162,6 +165,9 @@ mod tests {
             for file in &recipe.files {
                 assert!(file.path.starts_with('/') && !file.path.contains(['\'', '"', '$']), "{}", file.path);
                 assert!(u32::from_str_radix(&file.mode, 8).is_ok(), "{}", file.mode);
+            }
+            for group in &recipe.groups {
+                assert!(group.bytes().all(|byte| byte.is_ascii_lowercase()), "{group}");
             }
             let init = recipe.init.first();
             assert!(init.is_none_or(|init| recipe.files.iter().any(|file| &file.path == init)));

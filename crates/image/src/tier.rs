@@ -253,6 +253,9 @@ fn bootstrap(work: &Work<'_>, arch: Arch, kernel: Option<&KernelTree>, tar: &Pat
         .args(recipe.left_out.iter().map(|path| format!("--dpkgopt=path-exclude={path}")))
         .args(recipe.kept.iter().map(|path| format!("--dpkgopt=path-include={path}")))
         .arg(format!("--customize-hook={CUSTOMIZE}"))
+        .args(recipe.groups.iter().map(|group| {
+            format!("--customize-hook=chroot \"$1\" usermod --append --groups {group} \"$USER_NAME\"")
+        }))
         .args(recipe.files.iter().map(|file| format!("--customize-hook={}", writing(file))));
     if let Some(kernel) = kernel {
         // Two hooks: copy-in is mmdebstrap's own, with the path outside first.
