@@ -22,6 +22,7 @@ use crate::console::say;
 use crate::identity;
 use crate::serve::{Agent, Stream, random_nonce};
 use crate::spawn::window;
+use crate::volumes;
 
 /// Where the agent is in a session with a host.
 #[derive(Debug)]
@@ -142,8 +143,8 @@ impl Agent {
     fn attach(&mut self, attach: &Attach) -> Next {
         self.end_session();
         self.outbox.clear();
-        let mut warnings = vec![];
-        let became = self.become_what_is_told(attach, &mut warnings);
+        let (mut warnings, mut unmounted) = (vec![], vec![]);
+        let became = self.become_what_is_told(attach, &mut warnings, &mut unmounted);
         self.outbox.push_raw(&WELCOME_MAGIC);
         self.outbox.push_raw(&attach.nonce.0);
         match became {
@@ -155,6 +156,7 @@ impl Agent {
                     configured: self.sandbox_id.is_some(),
                     sandbox_id: self.sandbox_id.clone(),
                     warnings,
+                    unmounted,
                 };
                 self.outbox.push(0, &Message::Welcome(Box::new(welcome)));
                 Next::Go
@@ -167,10 +169,15 @@ impl Agent {
         }
     }
 
-    /// In this order: randomness before anything that draws on it, time before files get their dates, names and disk
+    /// In this order: randomness before anything that draws on it, time before files get their dates, disks and names
     /// before files and commands that look at them. A clone of a guest that ran already goes the same way, with
     /// nothing to read: environment, init command and sessions are in its memory.
-    fn become_what_is_told(&mut self, attach: &Attach, warnings: &mut Vec<String>) -> Result<(), String> {
+    fn become_what_is_told(
+        &mut self,
+        attach: &Attach,
+        warnings: &mut Vec<String>,
+        unmounted: &mut Vec<String>,
+    ) -> Result<(), String> {
         if attach.protocol != PROTOCOL {
             return Err(format!(
                 "the agent in this guest speaks protocol {PROTOCOL}, the host {}; stop the sandbox with the bhatti \
@@ -182,6 +189,11 @@ impl Agent {
         identity::set_clock(attach.now_unix_ns, warnings);
         if let Some(bytes) = attach.grow_root_to {
             identity::grow_root(&self.root_disk, bytes, warnings);
+        }
+        for volume in &attach.volumes {
+            if let Err(failed) = volumes::mount(volume) {
+                unmounted.push(failed.message);
+            }
         }
         let Some(own) = &attach.identity else { return Ok(()) };
         self.boot_nonce = random_nonce();
@@ -206,6 +218,7 @@ impl Agent {
 
     /// Ends the session with a host: its commands are killed, its looks at sessions end, nothing else changes.
     fn end_session(&mut self) {
+        self.thaw(None);
         for stream in std::mem::take(&mut self.streams).into_values() {
             if let Stream::Task(mut task) = stream {
                 self.owners.remove(&task.pid());

@@ -1,4 +1,4 @@
-//! The file verbs, as run by a worker: a process of their own, so that a slow disk holds up nothing else.
+//! The file verbs, and those for volumes, as run by a worker: a process of their own, so that a slow disk holds up nothing else.
 //!
 //! Content comes in on stdin and goes out on stdout; [`Note`]s go out on stderr, one line of JSON each, and a note is
 //! written before the content that it announces.
@@ -11,11 +11,15 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
-use wire::{ErrorCode, Failure, FileKind, FileRead, FileStat, FileWrite, ReadSummary, Reply, StatRequest};
+use wire::{
+    ErrorCode, Failure, FileKind, FileRead, FileStat, FileWrite, ReadSummary, Reply, StatRequest,
+    VolumeGrowth, VolumeMount,
+};
 
 use crate::failure::{failure, failure_io};
 use crate::lines::{copy_bytes, copy_lines};
 use crate::replace::replace;
+use crate::volumes;
 
 const BUFFER: usize = 64 * 1024;
 
@@ -44,6 +48,16 @@ pub enum Job {
     List(String),
     /// Write all that is cached to the disks.
     Sync,
+    /// Mount a volume.
+    Mount(VolumeMount),
+    /// Unmount one.
+    Unmount(VolumeMount),
+    /// Let one grow to its disk.
+    Grow(VolumeGrowth),
+    /// Hold the writes to one.
+    Freeze(VolumeMount),
+    /// Let them go on.
+    Thaw(VolumeMount),
 }
 
 /// Does the job and gives the worker's exit status.
@@ -83,6 +97,11 @@ fn work(job: &Job) -> Result<Reply, Failure> {
             rustix::fs::sync();
             Ok(Reply::Done)
         }
+        Job::Mount(volume) => volumes::mount(volume).map(|()| Reply::Done),
+        Job::Unmount(volume) => volumes::unmount(volume).map(|()| Reply::Done),
+        Job::Grow(growth) => volumes::grow(growth).map(|()| Reply::Done),
+        Job::Freeze(volume) => volumes::freeze(volume).map(|()| Reply::Done),
+        Job::Thaw(volume) => volumes::thaw(volume).map(|()| Reply::Done),
     }
 }
 

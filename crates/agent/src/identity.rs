@@ -168,10 +168,11 @@ fn host_key_kind(name: &str) -> Option<&str> {
 
 /// Grows the root file system to its disk, if that is larger.
 pub fn grow_root(disk: &str, bytes: u64, warnings: &mut Warnings) {
-    note(warnings, "growing the root file system", try_grow(disk, bytes));
+    note(warnings, "growing the root file system", grow(disk, Path::new("/"), bytes));
 }
 
-fn try_grow(disk: &str, bytes: u64) -> io::Result<()> {
+/// Grows the file system mounted on `mounted` to its disk, which has so many bytes or is about to.
+pub fn grow(disk: &str, mounted: &Path, bytes: u64) -> io::Result<()> {
     // The kernel learns of a new size by an interrupt and takes note of it in a task of its own; nothing tells when.
     const LOOKS: u32 = 2500;
     const BETWEEN: Duration = Duration::from_millis(2);
@@ -187,7 +188,7 @@ fn try_grow(disk: &str, bytes: u64) -> io::Result<()> {
     if disk_bytes < bytes {
         return Err(io::Error::other(format!("the disk has {disk_bytes} bytes, not {bytes}")));
     }
-    let root = File::open("/")?;
+    let root = File::open(mounted)?;
     let block_size = rustix::fs::fstatvfs(&root)?.f_bsize.max(1);
     // The same size is nothing to do, to the kernel too.
     sys::guest_ioctl::resize_ext4(&root, disk_bytes / block_size)

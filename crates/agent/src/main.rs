@@ -7,7 +7,7 @@
 //! # Invariants
 //! - One thread. Nothing in the loop waits for a disk or a process; what must, is a process of its own.
 //! - No error ends the loop or loses the port. The guest ends when the host says so, or when it cannot boot.
-//! - Only what an attach may wait for (entropy, clock, identity, config drive) is done in the loop itself, before any
+//! - Only what an attach may wait for (entropy, clock, volumes, identity, config drive) is done in the loop itself, before any
 //!   command of that session runs.
 
 mod boot;
@@ -34,6 +34,7 @@ mod sessions;
 mod spawn;
 mod task;
 mod users;
+mod volumes;
 
 use rustix::process::{Resource, Rlimit, getpid, setrlimit};
 

@@ -11,6 +11,7 @@ mod sandbox;
 mod snapshot;
 mod upkeep;
 mod usage;
+mod volume;
 
 pub use error::{ErrorBody, ErrorDetail};
 pub use exec::{ExecEvent, ExecRequest, ExecResponse, ShellControl, TtySize};
@@ -20,6 +21,10 @@ pub use sandbox::{FileEntry, FileStat, LastTransition, Sandbox, SandboxReply, Se
 pub use snapshot::{ForkReply, ForkRequest, ResumeRequest, Snapshot, SnapshotReply, SnapshotRequest};
 pub use upkeep::{Checked, Finding, Fsck, FsckEvent, FsckRequest, Gc, GcItem, GcRequest};
 pub use usage::{FileUsage, ObjectUsage, OwnerUsage, SandboxUsage, SnapshotUsage, Usage, UsageFigures};
+pub use volume::{
+    Volume, VolumeAttachRequest, VolumeAttachment, VolumeCloneRequest, VolumeCreateRequest,
+    VolumeDetachRequest, VolumeReply, VolumeResizeRequest,
+};
 
 /// Name of the header that carries a file's mode in octal on `GET` and `HEAD` of `/files`.
 pub const FILE_MODE_HEADER: &str = "x-bhatti-mode";

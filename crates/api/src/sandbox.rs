@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::request::VolumeSpec;
+
 /// A sandbox as everybody sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Sandbox {
@@ -30,8 +32,8 @@ pub struct Sandbox {
     pub keep_hot: bool,
     /// Free-form labels.
     pub labels: BTreeMap<String, String>,
-    /// Names of attached volumes.
-    pub volumes: Vec<String>,
+    /// The volumes that are attached, in the order of their ports.
+    pub volumes: Vec<VolumeSpec>,
     /// Address in the sandbox network, when there is one.
     pub ip: Option<String>,
     /// RFC 3339.

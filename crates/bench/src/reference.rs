@@ -80,6 +80,7 @@ impl Reference {
                 below: vec![DiskFile::raw(self.image.path_from_machine_dir())],
             }),
             config: Some(PathBuf::from(layout::CONFIG_DRIVE)),
+            volumes: Vec::new(),
             tsc_khz: vm::host_tsc_khz(),
             incoming,
         })
@@ -190,7 +191,8 @@ impl Reference {
 async fn run(machine: &Machine, argv: &[&str]) -> Result<()> {
     let channel = machine.open_channel().await.during("opening the channel")?;
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    let options = AttachOptions { pad: false, identity: None, grow_root_to: None, deadline };
+    let options =
+        AttachOptions { pad: false, identity: None, grow_root_to: None, volumes: Vec::new(), deadline };
     let (guest, _welcome) = Guest::attach(channel, options).await.during("attaching")?;
     let argv = argv.iter().map(|word| (*word).to_owned()).collect();
     let exec = wire::Exec { argv, ..wire::Exec::default() };

@@ -2,6 +2,7 @@
 
 mod setup;
 mod snapshot;
+mod volume;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -11,6 +12,10 @@ use types::{ImageName, SandboxName};
 
 pub use setup::{Setup, Storage};
 pub use snapshot::{Copied, Fork, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotResume, SnapshotWhich};
+pub use volume::{
+    MountArg, Volume, VolumeAttach, VolumeClone, VolumeCreate, VolumeDelete, VolumeDetach, VolumeResize,
+    VolumeWhich,
+};
 
 /// Many Linux microVMs on one host: created in a blink, asleep for the price of what they changed.
 #[derive(Debug, Parser)]
@@ -80,6 +85,9 @@ pub enum Verb {
     /// Keep sandboxes under names, and make sandboxes of what was kept
     #[command(subcommand)]
     Snapshot(Snapshot),
+    /// Disks that outlive sandboxes
+    #[command(subcommand)]
+    Volume(Volume),
     /// Make live copies of a sandbox, which goes on. Ctrl-C does not call it off: the daemon finishes them
     Fork(Fork),
     /// Tell where the bytes are: apparent, referenced, physical, exclusive
@@ -325,8 +333,8 @@ pub struct Create {
     /// Place a file before the first command
     #[arg(long, value_name = "LOCAL:GUEST[:MODE]")]
     pub file: Vec<FileArg>,
-    /// Attach a volume
-    #[arg(long, value_name = "NAME:/MOUNT[:ro]", hide = true)]
+    /// Attach a volume, which is made with 1024 MiB where there is none of that name
+    #[arg(long, value_name = "NAME:/MOUNT[:ro]")]
     pub volume: Vec<VolumeArg>,
     /// Command line to run at every boot, as session `init`
     #[arg(long, value_name = "CMD")]

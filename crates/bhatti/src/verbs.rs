@@ -16,6 +16,7 @@ mod prepare;
 mod snapshot;
 mod upkeep;
 mod version;
+mod volume;
 
 use crate::args::{Cli, Verb};
 use crate::client::Client;
@@ -43,6 +44,7 @@ pub async fn run(cli: Cli) -> Result<u8> {
         Verb::Exec(asked) => exec::exec(&client()?, json, asked).await,
         Verb::Shell(asked) => exec::shell(&client()?, json, asked).await,
         Verb::Snapshot(asked) => snapshot::snapshot(&client()?, json, asked).await,
+        Verb::Volume(asked) => volume::volume(&client()?, json, asked).await,
         Verb::Fork(asked) => fork::fork(&client()?, json, asked).await,
         Verb::Du(asked) => du::du(&global, asked).await,
         Verb::Fsck(asked) => upkeep::fsck(&global, asked).await,

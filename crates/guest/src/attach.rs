@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use wire::{
     ATTACH_MAGIC, Attach, Decoder, Entropy, ErrorCode, Failure, Frame, Identity, MAX_STALE, Message, Nonce,
 };
-use wire::{PADDING_LEN, PROTOCOL, Scanner, Welcome};
+use wire::{PADDING_LEN, PROTOCOL, Scanner, VolumeMount, Welcome};
 
 use crate::channel::Core;
 use crate::error::{Error, ErrorKind, Result, printable};
@@ -27,6 +27,8 @@ pub struct AttachOptions {
     pub identity: Option<Identity>,
     /// The size in bytes of the guest's root disk, to which its file system is to grow.
     pub grow_root_to: Option<u64>,
+    /// Volumes to be mounted before any command of the sandbox runs.
+    pub volumes: Vec<VolumeMount>,
     /// When to give up.
     pub deadline: Instant,
 }
@@ -82,6 +84,7 @@ fn hello(options: AttachOptions, nonce: Nonce, entropy: Entropy) -> Result<Vec<u
         entropy,
         identity: options.identity,
         grow_root_to: options.grow_root_to,
+        volumes: options.volumes,
     };
     let mut hello = vec![0; if options.pad { PADDING_LEN } else { 0 }];
     hello.extend_from_slice(&ATTACH_MAGIC);
@@ -129,6 +132,7 @@ fn tamed(welcome: Welcome) -> Welcome {
         agent_version: printable(&welcome.agent_version),
         sandbox_id: welcome.sandbox_id.as_deref().map(printable),
         warnings: welcome.warnings.iter().take(MAX_WARNINGS).map(|text| printable(text)).collect(),
+        unmounted: welcome.unmounted.iter().take(MAX_WARNINGS).map(|text| printable(text)).collect(),
         ..welcome
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use wire::{
     Exec, FileList, FileRead, FileStat, FileWrite, Info, Reply, Request, Session, SessionInfo, Started,
-    StatRequest,
+    StatRequest, VolumeGrowth, VolumeMount,
 };
 
 use crate::channel::{Core, Handle, Hush};
@@ -195,6 +195,46 @@ impl Guest {
     /// `Refused`, `Closed`, `Protocol`.
     pub async fn sync(&self) -> Result<()> {
         self.ask("sync the guest's disks", Request::Sync).await.map(drop)
+    }
+
+    /// Mounts a volume whose disk was plugged in.
+    ///
+    /// # Errors
+    /// `Refused`, `Closed`, `Protocol`.
+    pub async fn mount(&self, volume: VolumeMount) -> Result<()> {
+        self.ask("mount a volume", Request::Mount(volume)).await.map(drop)
+    }
+
+    /// Writes a volume out and unmounts it.
+    ///
+    /// # Errors
+    /// `Refused` (as busy, naming who uses it), `Closed`, `Protocol`.
+    pub async fn unmount(&self, volume: VolumeMount) -> Result<()> {
+        self.ask("unmount a volume", Request::Unmount(volume)).await.map(drop)
+    }
+
+    /// Lets a volume's file system grow to its disk.
+    ///
+    /// # Errors
+    /// `Refused`, `Closed`, `Protocol`.
+    pub async fn grow_volume(&self, growth: VolumeGrowth) -> Result<()> {
+        self.ask("grow a volume", Request::GrowVolume(growth)).await.map(drop)
+    }
+
+    /// Writes a volume's file system out and holds the writes to it, for a few seconds at most.
+    ///
+    /// # Errors
+    /// `Refused`, `Closed`, `Protocol`. It may be held all the same, until its time is over.
+    pub async fn freeze(&self, volume: VolumeMount) -> Result<()> {
+        self.ask("hold the writes to a volume", Request::Freeze(volume)).await.map(drop)
+    }
+
+    /// Lets the writes to a volume go on.
+    ///
+    /// # Errors
+    /// `Refused` (they went on already, so what was taken meanwhile may be torn), `Closed`, `Protocol`.
+    pub async fn thaw(&self, volume: VolumeMount) -> Result<()> {
+        self.ask("let the writes to a volume go on", Request::Thaw(volume)).await.map(drop)
     }
 
     /// Asks for an orderly end of the guest. Returns when the agent has agreed; that it is off, the machine tells.

@@ -58,7 +58,13 @@ impl Shape {
             Request::FileStat(_) => Self::Stat,
             Request::Sessions => Self::Sessions,
             Request::Info => Self::Info,
-            Request::Sync | Request::Poweroff => Self::Done,
+            Request::Sync
+            | Request::Poweroff
+            | Request::Mount(_)
+            | Request::Unmount(_)
+            | Request::GrowVolume(_)
+            | Request::Freeze(_)
+            | Request::Thaw(_) => Self::Done,
         }
     }
 

@@ -21,6 +21,7 @@ mod progress;
 mod recipe;
 mod run;
 mod tier;
+mod volume_fs;
 
 pub use config_drive::{CONFIG_DRIVE_BYTES, CONFIG_FILES_MAX_BYTES, ConfigDrive, config_drive};
 pub use error::{Error, ErrorKind, Result};
@@ -35,3 +36,4 @@ pub use overlay::{BackingFormat, qemu_img_check, qemu_img_create_overlay};
 pub use programs::{Program, programs};
 pub use progress::{Build, Cancel, Progress};
 pub use tier::{TierImage, TierInfo, build_minimal, build_tier, minimal_recipe_id, tier_recipe_id, tiers};
+pub use volume_fs::make_volume_fs;

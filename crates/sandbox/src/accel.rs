@@ -104,6 +104,7 @@ async fn try_kvm(services: &Services, qemu: &Qemu, kernel: &storage::KernelRecor
         ram_base: base,
         ram_base_writable: !qemu.opens_base_read_only(),
         root: None,
+        volumes: Vec::new(),
         config: None,
         tsc_khz: None,
         incoming: false,

@@ -6,15 +6,17 @@
 //! - A verb that was begun is finished even when the one who asked has gone.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use guest::Guest;
 use serde_json::json;
-use storage::{Freeze, Manifest, RunState, SandboxDir, StagedSnapshot};
+use storage::{Freeze, Manifest, RunState, SandboxDir, StagedSnapshot, StagedVolume};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::ReusableBoxFuture;
-use types::{Boot, CloneMethod, SandboxName, Timestamp};
+use types::{Boot, CloneMethod, Mebibytes, SandboxName, Timestamp, VolumeMount, VolumeName};
 use vm::{End, Machine};
 
+use crate::attached::{Begun, Change};
 use crate::capture::Capture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Activity, Lease};
@@ -53,6 +55,11 @@ pub(crate) enum Command {
     Pause { only_if_idle: bool, reply: Reply<Report> },
     Edit(Edit, Reply<SandboxView>),
     Capture { staged: StagedSnapshot, with_memory: bool, reply: Reply<Capture> },
+    AttachVolume(VolumeMount, Reply<Change>),
+    DetachVolume(VolumeName, Reply<Change>),
+    ResizeVolume(VolumeName, Mebibytes, Reply<Change>),
+    BeginCopy(VolumeName, StagedVolume, Reply<Begun>),
+    EndCopy(VolumeName, StagedVolume, Reply<(StagedVolume, Duration)>),
     Destroy(Reply<()>),
 }
 
@@ -162,6 +169,26 @@ impl Actor {
                 let captured = self.capture(staged, with_memory).await;
                 let _heard = reply.send(captured);
             }
+            Command::AttachVolume(volume, reply) => {
+                let change = self.attach_volume(volume).await;
+                let _heard = reply.send(change);
+            }
+            Command::DetachVolume(name, reply) => {
+                let change = self.detach_volume(name).await;
+                let _heard = reply.send(change);
+            }
+            Command::ResizeVolume(name, size, reply) => {
+                let change = self.resize_volume(name, size).await;
+                let _heard = reply.send(change);
+            }
+            Command::BeginCopy(name, staged, reply) => {
+                let begun = self.begin_copy(name, staged).await;
+                let _heard = reply.send(begun);
+            }
+            Command::EndCopy(name, staged, reply) => {
+                let ended = self.end_copy(name, staged).await;
+                let _heard = reply.send(ended);
+            }
             Command::Destroy(reply) => {
                 let done = self.destroy().await;
                 let _heard = reply.send(done);
@@ -239,6 +266,7 @@ impl Actor {
         let dir = self.dir.clone();
         blocking(move || Ok(dir.destroy()?)).await?;
         self.release(self.manifest.clone());
+        self.remove_made_volumes().await;
         self.enter(Happening::Destroyed)?;
         if let Err(error) = self.services.index().remove_sandbox(&self.manifest.id) {
             // Its directory is gone, and the directories are the truth: the next start of the daemon corrects the index.
@@ -246,6 +274,23 @@ impl Actor {
         }
         self.event("destroyed", json!({}));
         Ok(())
+    }
+
+    /// Removes the volumes that were cloned for this sandbox, a copy of another; all others stay.
+    async fn remove_made_volumes(&self) {
+        let (store, manifest) = (self.services.store.clone(), self.manifest.clone());
+        let removed = blocking(move || {
+            for volume in &manifest.volumes {
+                let record = store.volumes().open(&manifest.owner, &volume.name);
+                if record.is_ok_and(|volume| volume.record.made_for.as_ref() == Some(&manifest.id)) {
+                    store.volumes().remove(&manifest.owner, &volume.name)?;
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(error = %error.with_causes(), sandbox = %self.manifest.name, "a volume that was made for it stays until the daemon starts again");
+        }
     }
 
     /// The machine ended by itself.
@@ -344,6 +389,7 @@ impl Actor {
             thermal: self.state.thermal(),
             keep_hot: manifest.keep_hot,
             labels: manifest.labels.clone(),
+            volumes: if self.state == State::Gone { Vec::new() } else { volumes_of(manifest) },
             created_at: manifest.created_at,
             last_active_at: self.shared.activity.last_active(),
             generation: manifest.generation,
@@ -357,6 +403,16 @@ impl Actor {
     pub(crate) fn report(&self, changed: bool, timings: Timings, warnings: Vec<String>) -> Report {
         Report { view: self.shared.view(), created: false, changed, timings, pause: None, warnings }
     }
+}
+
+/// The volumes that a manifest names.
+pub(crate) fn volumes_of(manifest: &Manifest) -> Vec<VolumeMount> {
+    let mount = |volume: &storage::VolumeRef| VolumeMount {
+        name: volume.name.clone(),
+        mount: volume.mount.clone(),
+        read_only: volume.read_only,
+    };
+    manifest.volumes.iter().map(mount).collect()
 }
 
 /// The state in which a manifest leaves a sandbox that has no machine.

@@ -9,8 +9,9 @@ use types::Bytes;
 use vm::{GuestRam, Machine};
 
 use crate::actor::Running;
+use crate::attached;
 use crate::error::{Error, ErrorKind, Result};
-use crate::launch::{self, Frame};
+use crate::launch::{self, Frame, Greeting};
 use crate::ram::{Captured, DECODE_AHEAD, Decoded, Ram};
 use crate::services::{Services, blocking};
 use crate::timing::Stopwatch;
@@ -87,6 +88,16 @@ pub(crate) struct Origin {
     pub(crate) pad: bool,
     /// Size of the root disk if it is larger than what it was cloned from.
     pub(crate) grow: Option<Bytes>,
+    pub(crate) volumes: Volumes,
+}
+
+/// What the guest knows of the volumes that the manifest names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Volumes {
+    /// It has them mounted.
+    InMemory,
+    /// Nothing: they are plugged in once it goes on, and mounted before anything of the sandbox's own runs.
+    ToBePlugged,
 }
 
 /// The machine of a sandbox that was cloned, with its own identity. The VMM is gone when this fails.
@@ -109,7 +120,12 @@ pub(crate) async fn bring_up(
         ))
     })
     .await?;
-    let spec = Frame::of(manifest, below).spec(qemu, &kernel, base, true);
+    let mut frame = Frame::of(manifest, below);
+    let to_be_plugged = match origin.volumes {
+        Volumes::InMemory => Vec::new(),
+        Volumes::ToBePlugged => std::mem::take(&mut frame.volumes),
+    };
+    let spec = frame.spec(qemu, &kernel, base, true);
     let machine = Machine::launch(qemu, &spec, dir.path(), lock).await?;
     watch.lap("spawn");
     let brought_up = async {
@@ -122,9 +138,24 @@ pub(crate) async fn bring_up(
             // Disks are the VMM's to change only once the guest goes on; the agent has been told nothing yet.
             machine.resize_root(size).await?;
         }
+        for disk in &to_be_plugged {
+            let volume = manifest.volumes.iter().find(|volume| volume.port == disk.port);
+            machine.plug_volume(disk).await.map_err(|error| match volume {
+                Some(volume) => attached::plug_failed(error, &volume.name),
+                None => error.into(),
+            })?;
+        }
+        if !to_be_plugged.is_empty() {
+            watch.lap("plug");
+        }
+        let mounts = if to_be_plugged.is_empty() { Vec::new() } else { attached::mounts_of(manifest) };
         let timeout = services.config.boot_timeout;
-        let (guest, welcome) =
-            launch::attach(&machine, Some(origin.identity), origin.pad, origin.grow, timeout).await?;
+        let greeting =
+            Greeting { identity: Some(origin.identity), pad: origin.pad, grow: origin.grow, mounts };
+        let (guest, welcome) = launch::attach(&machine, greeting, timeout).await?;
+        if let Some(why) = welcome.unmounted.into_iter().next() {
+            return Err(Error::new(ErrorKind::GuestRefused, why).hint("attach it elsewhere, or leave it out"));
+        }
         watch.lap("attach");
         Ok((guest, welcome.warnings))
     };

@@ -1,10 +1,10 @@
 //! Capturing a sandbox: its disk frozen, its memory copied, and the sandbox as it was before.
 //!
 //! # Crash order
-//! 1. The guest runs on. Staging directory, empty top and config drive are made, the disk's writes are synced, memory
-//!    for the copy is made ready.
-//! 2. The guest stands still: the VMM turns to the new top, writes its device state, the pages are copied, and the frozen
-//!    disk is committed (see `storage`). Nothing here waits for more than a directory's sync.
+//! 1. The guest runs on. Staging directory, empty top and config drive are made, the disk's and the volumes' writes are
+//!    synced, memory for the copy is made ready; volumes whose extents cannot be shared are copied, and noted from then on.
+//! 2. The guest stands still: the VMM turns to the new top, writes its device state, the pages are copied, volumes are
+//!    shared or begun to be made those of this moment, and the frozen disk is committed (see `storage`). Nothing here waits for more than a directory's sync.
 //! 3. The guest goes on. What was captured is written out by whoever asked for it.
 //!
 //! If the commit of step 2 fails, the guest stands still until it succeeds: its VMM writes to a disk that the manifest
@@ -101,6 +101,10 @@ impl Actor {
                     (freeze.commit()?, Some(freeze.layer().clone()))
                 };
             staged.take_config(&dir)?;
+            for volume in writable(&manifest) {
+                let _shared = store.volumes().share(&manifest.owner, &volume.name)?;
+                staged.take_volume(&store, &manifest.owner, &volume.name)?;
+            }
             if with_memory {
                 staged.take_memory(&dir)?;
             }
@@ -150,6 +154,8 @@ impl Actor {
         })
         .await?;
         watch.lap("prepare");
+        let (staged, volumes) = self.prepare_volumes(staged).await?;
+        watch.lap("volumes");
         // The half frame that a copy would find on its channel is finished first.
         let quiet = match hot {
             true => running.guest.quiet(tokio::time::Instant::now() + QUIET_TIMEOUT).await.ok(),
@@ -174,7 +180,15 @@ impl Actor {
         };
         let (copied, committed) = match turned {
             Ok(freeze) => {
-                let still = StandingStill { with_memory, ram, buffer, layout: self.manifest.layout };
+                let still = StandingStill {
+                    with_memory,
+                    ram,
+                    buffer,
+                    layout: self.manifest.layout,
+                    store: self.services.store.clone(),
+                    owner: self.manifest.owner.clone(),
+                    volumes: &volumes,
+                };
                 tokio::join!(copy(&running.machine, &self.dir, still, staged), commit(freeze))
             }
             Err(error) => (Err(error.into()), Ok(None)),
@@ -187,17 +201,80 @@ impl Actor {
         let pause = if hot { began.elapsed() } else { Duration::ZERO };
         watch.lap("pause");
         let frozen = committed?;
-        let (staged, pages) = copied?;
+        let (staged, pages) = self.finish_volumes(&volumes, copied).await?;
+        watch.lap("volumes");
         let manifest = self.manifest.clone();
         let pin = self.services.store.pin(&manifest);
         let memory = pages.map_or(CapturedMemory::None, CapturedMemory::Pages);
         Ok(Capture { staged, manifest, memory, pause, timings: watch.finish(), pin, frozen })
     }
 
-    fn running(&self) -> Result<&Running> {
+    pub(crate) fn running(&self) -> Result<&Running> {
         self.running
             .as_ref()
             .ok_or_else(|| Error::new(ErrorKind::Internal, "a running sandbox has no machine"))
+    }
+
+    /// Makes ready for the copies of volumes what can be while the guest runs: their writes are synced where extents are
+    /// shared; elsewhere the VMM notes what is written from now on, and the rest is copied.
+    async fn prepare_volumes(&self, staged: StagedSnapshot) -> Result<(StagedSnapshot, VolumeCopies)> {
+        let names: Vec<_> = writable(&self.manifest).map(|volume| volume.name.clone()).collect();
+        if names.is_empty() {
+            return Ok((staged, VolumeCopies::Shared(names)));
+        }
+        let running = self.running()?;
+        if self.state == State::Hot {
+            running.guest.sync().await?;
+        }
+        let (store, owner) = (self.services.store.clone(), self.manifest.owner.clone());
+        let (there, whose, synced) = (store.clone(), owner.clone(), names.clone());
+        let reflink = blocking(move || {
+            for name in &synced {
+                there.sync_volume(&whose, name)?;
+            }
+            Ok(there.volumes_reflink()?)
+        })
+        .await?;
+        if reflink {
+            return Ok((staged, VolumeCopies::Shared(names)));
+        }
+        let ports: Vec<u8> = writable(&self.manifest).map(|volume| volume.port).collect();
+        for port in &ports {
+            running.machine.watch_volume(*port).await?;
+        }
+        let staged = blocking(move || {
+            for name in &names {
+                staged.take_volume(&store, &owner, name)?;
+            }
+            Ok(staged)
+        })
+        .await?;
+        for volume in writable(&self.manifest) {
+            running.machine.aim_copy(volume.port, &staged.volume_path(&volume.name)).await?;
+        }
+        Ok((staged, VolumeCopies::Watched(ports)))
+    }
+
+    /// Waits for the copies of volumes that the VMM makes, or calls them off when the capture has failed.
+    async fn finish_volumes<T>(&self, volumes: &VolumeCopies, captured: Result<T>) -> Result<T> {
+        let VolumeCopies::Watched(ports) = volumes else { return captured };
+        let machine = &self.running()?.machine;
+        let mut finished = captured;
+        for port in ports {
+            match &finished {
+                Ok(_) => {
+                    if let Err(error) = machine.finish_copy(*port).await {
+                        finished = Err(error.into());
+                    }
+                }
+                Err(_) => {
+                    if let Err(error) = machine.abandon_copy(*port).await {
+                        tracing::warn!(%error, "what a copy left is cleared away by the next one");
+                    }
+                }
+            }
+        }
+        finished
     }
 
     /// Tries again what an earlier verb could not commit, so that a guest stands still no longer than it must.
@@ -264,25 +341,55 @@ impl Actor {
 }
 
 /// What is needed while the guest stands still, made ready before.
-struct StandingStill {
+struct StandingStill<'a> {
     with_memory: bool,
     ram: Option<GuestRam>,
     buffer: Option<CaptureBuffer>,
     layout: StorageLayout,
+    store: storage::Store,
+    owner: types::Owner,
+    volumes: &'a VolumeCopies,
 }
 
-/// Devices and pages of a guest that stands still; a raw root disk, too.
+/// How the volumes that the guest can write to are copied.
+#[derive(Debug)]
+enum VolumeCopies {
+    /// Their extents are shared while the guest stands still.
+    Shared(Vec<types::VolumeName>),
+    /// They were copied before; while the guest stands still the VMM begins to copy what was written since.
+    Watched(Vec<u8>),
+}
+
+/// The volumes of a sandbox that its guest can write to: the others change under nobody's hands.
+fn writable(manifest: &Manifest) -> impl Iterator<Item = &storage::VolumeRef> {
+    manifest.volumes.iter().filter(|volume| !volume.read_only)
+}
+
+/// Devices, pages and volumes of a guest that stands still; a raw root disk, too.
 async fn copy(
     machine: &Machine,
     dir: &SandboxDir,
-    still: StandingStill,
+    still: StandingStill<'_>,
     staged: StagedSnapshot,
 ) -> Result<(StagedSnapshot, Option<Captured>)> {
     let there = dir.clone();
+    if let VolumeCopies::Watched(ports) = still.volumes {
+        for port in ports {
+            machine.start_copy(*port).await?;
+        }
+    }
+    let shared = match still.volumes {
+        VolumeCopies::Shared(names) => names.clone(),
+        VolumeCopies::Watched(_) => Vec::new(),
+    };
     let pages = blocking(move || {
+        for name in &shared {
+            if !staged.reflink_volume(&still.store, &still.owner, name)? {
+                return Err(refuses_now());
+            }
+        }
         if still.layout == StorageLayout::Reflink && !staged.has_root() && !staged.reflink_root(&there)? {
-            let text = "the filesystem shared extents before and refuses now";
-            return Err(Error::new(ErrorKind::Internal, text));
+            return Err(refuses_now());
         }
         let pages = match (still.buffer, still.ram) {
             (Some(buffer), Some(ram)) => Some(buffer.capture(&ram).map_err(unreadable)?),
@@ -309,6 +416,10 @@ async fn copy(
         Ok((staged, pages))
     })
     .await
+}
+
+fn refuses_now() -> Error {
+    Error::new(ErrorKind::Internal, "the filesystem shared extents before and refuses now")
 }
 
 /// A freeze that could not be committed, and why; the freeze is lost only with the thread that worked on it.

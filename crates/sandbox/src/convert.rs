@@ -81,7 +81,7 @@ const fn refused(code: wire::ErrorCode) -> ErrorKind {
         C::NotExecutable => ErrorKind::NotExecutable,
         C::CommandNotFound => ErrorKind::CommandNotFound,
         C::BadRequest => ErrorKind::BadRequest,
-        C::TooMany => ErrorKind::Busy,
+        C::TooMany | C::Busy => ErrorKind::Busy,
     }
 }
 

@@ -2,18 +2,23 @@
 //!
 //! # Crash order
 //! As in `create`: disks and manifest get their name before the VMM starts, and are removed again when the guest does not
-//! come up. A copy's manifest says `running` from the start: if all dies before the copy was told who it is, it boots
+//! come up. Volumes that are cloned for it come before: one whose sandbox never got its name goes when a store is opened.
+//! A copy's manifest says `running` from the start: if all dies before the copy was told who it is, it boots
 //! from its disk and never runs as its source.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::json;
-use storage::{CloneReport, Manifest, MemoryImage, Pin, RunState, SandboxDir, SnapshotDir, StagedSnapshot};
-use types::{Boot, CloneMethod, Labels, Mebibytes, SandboxId, SandboxName, StorageLayout, Timestamp};
+use storage::{
+    CloneReport, Manifest, MemoryImage, Pin, RunState, SandboxDir, SnapshotDir, StagedSnapshot, VolumeRecord,
+};
+use types::{
+    Boot, CloneMethod, Labels, Mebibytes, SandboxId, SandboxName, StorageLayout, Timestamp, VolumeName,
+};
 
 use crate::actor::{Actor, Start};
-use crate::bring_up::{Origin, Pages, bring_up};
+use crate::bring_up::{Origin, Pages, Volumes, bring_up};
 use crate::create;
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch;
@@ -21,6 +26,7 @@ use crate::services::{ROOM_FOR_A_SANDBOX, Services, blocking};
 use crate::state::{Happening, State};
 use crate::timing::Stopwatch;
 use crate::view::Timings;
+use crate::volumes;
 
 /// What copies are made from.
 pub(crate) struct Seed {
@@ -105,13 +111,54 @@ impl Seed {
         }
     }
 
-    fn stage(&self, services: &Services, manifest: &Manifest) -> Result<(SandboxDir, CloneReport)> {
-        let staged = services.store.stage_sandbox(&manifest.id)?;
-        let from: PathBuf = match &self.disks {
+    /// Gives the copy's manifest volumes of its own in place of those that its source could write to, and tells which:
+    /// the source's and the copy's. What was attached read-only is shared.
+    fn volumes_for(
+        &self,
+        services: &Services,
+        manifest: &mut Manifest,
+    ) -> Result<Vec<(VolumeName, VolumeName)>> {
+        let mut own = Vec::new();
+        let taken: Vec<VolumeName> = manifest.volumes.iter().map(|volume| volume.name.clone()).collect();
+        for volume in manifest.volumes.iter_mut().filter(|volume| !volume.read_only) {
+            let free = |name: &VolumeName| {
+                !services.store.volumes().exists(&manifest.owner, name) && !taken.contains(name)
+            };
+            let name = (0..)
+                .map(|attempt| volumes::name_for_copy(&volume.name, &manifest.name, attempt))
+                .find(|name| name.as_ref().map_or(true, free))
+                .ok_or_else(|| Error::new(ErrorKind::Internal, "no name is free for a volume"))??;
+            own.push((std::mem::replace(&mut volume.name, name.clone()), name));
+        }
+        Ok(own)
+    }
+
+    fn clone_volume(
+        &self,
+        services: &Services,
+        copy: &Manifest,
+        volume: &VolumeName,
+        name: &VolumeName,
+    ) -> Result<()> {
+        let from = self.directory().join(storage::snapshot_volume(volume));
+        let staged = services.store.volumes().stage(&copy.owner)?;
+        staged.copy_of(&from)?;
+        let mut record = VolumeRecord::new(copy.owner.clone(), name.clone());
+        record.made_for = Some(copy.id.clone());
+        staged.commit(&record)?;
+        Ok(())
+    }
+
+    fn directory(&self) -> PathBuf {
+        match &self.disks {
             Disks::Named { snapshot, .. } => snapshot.path().to_owned(),
             Disks::Staged(staged) => staged.dir().to_owned(),
-        };
-        let cloned = staged.take_disks_from(&from, manifest.layout)?;
+        }
+    }
+
+    fn stage(&self, services: &Services, manifest: &Manifest) -> Result<(SandboxDir, CloneReport)> {
+        let staged = services.store.stage_sandbox(&manifest.id)?;
+        let cloned = staged.take_disks_from(&self.directory(), manifest.layout)?;
         Ok((staged.commit(manifest)?, cloned))
     }
 }
@@ -130,6 +177,7 @@ pub(crate) async fn make(
     services.require_space(ROOM_FOR_A_SANDBOX, "a copy")?;
     let id = SandboxId::random();
     let mut manifest = seed.manifest_of(&id, &copy)?;
+    let own = seed.volumes_for(services, &mut manifest)?;
     create::check_disk_size(services, manifest.disk_size_mib)?;
     let grow = (manifest.disk_size_mib > seed.manifest.disk_size_mib).then(|| manifest.disk_size_mib.bytes());
     if seed.memory.is_some() {
@@ -140,7 +188,21 @@ pub(crate) async fn make(
         manifest.machine.qemu_version = qemu.version.to_string();
     }
     let (services_there, from, staged) = (Arc::clone(services), Arc::clone(seed), manifest.clone());
-    let (dir, cloned) = blocking(move || from.stage(&services_there, &staged)).await?;
+    let made = own.iter().map(|(_, name)| name.clone()).collect::<Vec<_>>();
+    let staged = blocking(move || {
+        for (volume, name) in &own {
+            from.clone_volume(&services_there, &staged, volume, name)?;
+        }
+        from.stage(&services_there, &staged)
+    })
+    .await;
+    let (dir, cloned) = match staged {
+        Ok(staged) => staged,
+        Err(error) => {
+            volumes::remove_made(services, &manifest.owner, made).await;
+            return Err(error);
+        }
+    };
     watch.lap("disk");
     let clone = match manifest.layout {
         // The overlay's own few pages are copied either way; what matters is that what lies below is not.
@@ -159,6 +221,7 @@ pub(crate) async fn make(
             if let Err(left) = blocking(move || Ok(dir.destroy()?)).await {
                 tracing::error!(error = %left, %id, "a copy that failed to start could not be removed");
             }
+            volumes::remove_made(services, &manifest.owner, made).await;
             return Err(error);
         }
     };
@@ -187,7 +250,14 @@ async fn wake_copy(
     let mut identity = launch::identity(&actor.manifest.id, &actor.manifest.name, false);
     // What its source read from the config drive is in its memory.
     identity.read_config = false;
-    let origin = Origin { pages: memory.pages.clone(), devices, identity, pad: !memory.detached, grow };
+    let origin = Origin {
+        pages: memory.pages.clone(),
+        devices,
+        identity,
+        pad: !memory.detached,
+        grow,
+        volumes: Volumes::InMemory,
+    };
     let (services, dir, manifest) = (Arc::clone(&actor.services), actor.dir.clone(), actor.manifest.clone());
     let (running, warnings) = bring_up(&services, &dir, &manifest, origin, watch).await?;
     actor.running = Some(running);

@@ -16,7 +16,7 @@ use types::{
 };
 
 use crate::actor::{Actor, Shared};
-use crate::bring_up::{Origin, Pages, bring_up};
+use crate::bring_up::{Origin, Pages, Volumes, bring_up};
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch;
 use crate::lease::Activity;
@@ -42,7 +42,7 @@ pub(crate) async fn create(
         Found::Made => "template_boot",
     });
     let id = SandboxId::random();
-    let manifest = manifest(&id, &spec, &wish, &template, disk_size);
+    let manifest = manifest(&id, &spec, &wish, &template, disk_size)?;
     let (dir, cloned) = stage(services, &spec, &template, manifest.clone()).await?;
     watch.lap("disk");
     let grow = disk_size > image_size(&wish);
@@ -100,6 +100,7 @@ pub(crate) fn actor(
         thermal: types::Thermal::Cold,
         keep_hot: manifest.keep_hot,
         labels: manifest.labels.clone(),
+        volumes: crate::actor::volumes_of(&manifest),
         created_at: manifest.created_at,
         last_active_at: activity.last_active(),
         generation: manifest.generation,
@@ -205,8 +206,8 @@ fn manifest(
     wish: &TemplateWish,
     template: &TemplateRecord,
     disk_size: Mebibytes,
-) -> Manifest {
-    Manifest {
+) -> Result<Manifest> {
+    let manifest = Manifest {
         id: id.clone(),
         name: spec.name.clone(),
         owner: spec.owner.clone(),
@@ -223,9 +224,11 @@ fn manifest(
         created_at: Timestamp::now(),
         layers: Vec::new(),
         ram_base: template.ram_base(),
+        volumes: Vec::new(),
         machine: template.spec.machine.clone(),
         memory: None,
-    }
+    };
+    spec.volumes.iter().try_fold(manifest, crate::attached::with_volume)
 }
 
 /// Disk, config drive and manifest, under their final name.
@@ -275,5 +278,6 @@ async fn origin(
         identity,
         pad: !template.spec.detached,
         grow: grow.then(|| manifest.disk_size_mib.bytes()),
+        volumes: Volumes::ToBePlugged,
     })
 }

@@ -27,6 +27,8 @@ pub enum ErrorKind {
     SlowPath,
     /// Something is in use by somebody else.
     Busy,
+    /// A volume is in use; the line says by whom.
+    VolumeBusy,
     /// More than fits.
     TooLarge,
     /// The host's disk is full.
@@ -65,6 +67,7 @@ impl ErrorKind {
             Self::Conflict => "conflict",
             Self::SlowPath => "slow_path",
             Self::Busy => "busy",
+            Self::VolumeBusy => "volume_busy",
             Self::TooLarge => "too_large",
             Self::NoSpace => "no_space",
             Self::GuestNoSpace => "guest_no_space",

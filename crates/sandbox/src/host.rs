@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use storage::DaemonLock;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
-use types::{Arch, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SpecLimits};
+use types::{Arch, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SpecLimits, VolumeName};
 
 use crate::actor::{Actor, Command, Edit, Reply, Shared, Start};
 use crate::error::{Error, ErrorKind, Result};
@@ -33,6 +33,8 @@ pub(crate) struct Inner {
     pub(crate) registry: Registry,
     /// One creation or renaming a name at a time.
     pub(crate) names: KeyedLocks<(Owner, SandboxName)>,
+    /// One verb on a volume at a time.
+    pub(crate) volumes: KeyedLocks<(Owner, VolumeName)>,
     owners: TaskTracker,
     limits: SpecLimits,
     info: OnceLock<HostInfo>,
@@ -62,6 +64,7 @@ impl Host {
                 services,
                 registry: Registry::default(),
                 names: KeyedLocks::default(),
+                volumes: KeyedLocks::default(),
                 owners: TaskTracker::new(),
                 limits,
                 info: OnceLock::new(),
@@ -133,12 +136,24 @@ impl Host {
         if let Some(entry) = self.inner.registry.by_name(&spec.owner, &spec.name) {
             return existing(&spec, entry.shared.view());
         }
+        let held = self.hold_volumes(&spec.owner, spec.volumes.iter().map(|volume| &volume.name)).await;
         // Made in a task of its own, so that a caller who goes away leaves a whole sandbox or none. The name stays taken
         // for as long as the task works on it.
         let host = self.clone();
         let made = self.inner.owners.spawn(async move {
-            let _name = name;
-            let (actor, timings, warnings) = crate::create::create(&host.inner.services, spec).await?;
+            let (_name, _held) = (name, held);
+            let owner = spec.owner.clone();
+            let (provided, mut said) = host.provide_volumes(&owner, &spec.volumes).await?;
+            let made = crate::create::create(&host.inner.services, spec).await;
+            let (actor, timings, warnings) = match made {
+                Ok(made) => made,
+                Err(error) => {
+                    crate::volumes::remove_made(&host.inner.services, &owner, provided).await;
+                    return Err(error);
+                }
+            };
+            said.extend(warnings);
+            let warnings = said;
             let mut report = actor.report(true, timings, warnings);
             report.created = true;
             host.adopt(actor);
@@ -341,6 +356,7 @@ fn existing(spec: &SandboxSpec, view: SandboxView) -> Result<Report> {
         (view.cpus != spec.cpus, format!("{} cpus", view.cpus)),
         (view.memory != spec.memory, format!("{} of memory", view.memory)),
         (spec.disk_size.is_some_and(|size| size != view.disk_size), format!("a disk of {}", view.disk_size)),
+        (!spec.volumes.iter().all(|volume| view.volumes.contains(volume)), "other volumes".to_owned()),
     ];
     match differs.into_iter().find(|(differs, _)| *differs) {
         Some((_, has)) => Err(Error::new(

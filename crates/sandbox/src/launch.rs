@@ -41,6 +41,8 @@ pub(crate) struct Frame<'a> {
     pub(crate) memory: Mebibytes,
     /// The config drive, as seen from the machine's directory.
     pub(crate) config: PathBuf,
+    /// Disks on ports, as seen from the machine's directory.
+    pub(crate) volumes: Vec<vm::VolumeDisk>,
 }
 
 impl<'a> Frame<'a> {
@@ -53,6 +55,7 @@ impl<'a> Frame<'a> {
             cpus: manifest.cpus,
             memory: manifest.memory_mib,
             config: PathBuf::from(layout::CONFIG_DRIVE),
+            volumes: crate::attached::disks(manifest),
         }
     }
 
@@ -99,6 +102,7 @@ impl<'a> Frame<'a> {
             ram_base_writable: !qemu.opens_base_read_only(),
             root: Some(self.root_disk()),
             config: Some(self.config.clone()),
+            volumes: self.volumes.clone(),
             // A guest that sleeps already knows its rate.
             tsc_khz: if incoming { None } else { vm::host_tsc_khz() },
             incoming,
@@ -120,20 +124,39 @@ pub(crate) fn identity(id: &SandboxId, name: &SandboxName, first_boot: bool) -> 
     }
 }
 
-/// Connects to the agent of a machine that has just been let go, and waits until it has done what `identity` asks.
+/// What a guest is told first.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Greeting {
+    /// Who it is from now on.
+    pub(crate) identity: Option<wire::Identity>,
+    /// Whether its agent may have been in the middle of a frame.
+    pub(crate) pad: bool,
+    /// The size to which its root file system is to grow.
+    pub(crate) grow: Option<Bytes>,
+    /// What is to be mounted before anything of the sandbox's own runs.
+    pub(crate) mounts: Vec<wire::VolumeMount>,
+}
+
+impl Greeting {
+    /// Nothing but a word, to a guest that knows everything.
+    pub(crate) fn plain(pad: bool) -> Self {
+        Self { pad, ..Self::default() }
+    }
+}
+
+/// Connects to the agent of a machine that has just been let go, and waits until it has done what the greeting asks.
 /// A machine that ends instead, or does not answer in time, is an error with the console's last lines.
 pub(crate) async fn attach(
     machine: &Machine,
-    identity: Option<wire::Identity>,
-    pad: bool,
-    grow_root_to: Option<Bytes>,
+    greeting: Greeting,
     timeout: Duration,
 ) -> Result<(Guest, wire::Welcome)> {
     let channel = machine.open_channel().await?;
     let options = AttachOptions {
-        pad,
-        identity,
-        grow_root_to: grow_root_to.map(|size| size.0),
+        pad: greeting.pad,
+        identity: greeting.identity,
+        grow_root_to: greeting.grow.map(|size| size.0),
+        volumes: greeting.mounts,
         deadline: Instant::now() + timeout,
     };
     let why = tokio::select! {

@@ -11,6 +11,7 @@
 
 mod accel;
 mod actor;
+mod attached;
 mod bring_up;
 mod capture;
 mod convert;
@@ -40,6 +41,7 @@ mod timing;
 mod upkeep;
 mod usage;
 mod view;
+mod volumes;
 mod wake;
 
 pub use accel::AccelProof;
@@ -64,4 +66,5 @@ pub use usage::UsageCheck;
 pub use view::{
     EventView, HostInfo, Report, SandboxView, SnapshotReport, SnapshotView, Status, Timings, Transition,
 };
+pub use volumes::{VolumeReport, VolumeUser, VolumeView};
 pub use wire;

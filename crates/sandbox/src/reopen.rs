@@ -99,6 +99,9 @@ async fn take_over(mut actor: Actor, id: &SandboxId) -> Actor {
     }
     match let_go(&machine, &actor.manifest).await {
         Ok(guest) => {
+            if let Err(error) = crate::attached::restore(&machine, &guest, &actor.manifest).await {
+                tracing::error!(error = %error.with_causes(), %id, "a volume that it should have could not be given to it");
+            }
             actor.running = Some(Running::new(machine, guest));
             actor.boot = Boot::Resume;
             actor.state = crate::state::State::Hot;
@@ -130,7 +133,7 @@ async fn let_go(machine: &Machine, manifest: &Manifest) -> Result<guest::Guest> 
     if machine.status().await? == Status::Paused {
         machine.resume().await?;
     }
-    let (guest, welcome) = launch::attach(machine, None, true, None, ATTACH_TIMEOUT).await?;
+    let (guest, welcome) = launch::attach(machine, launch::Greeting::plain(true), ATTACH_TIMEOUT).await?;
     let itself = manifest.id.as_str();
     let first_boot = !welcome.configured;
     if welcome.configured && welcome.sandbox_id.as_deref() == Some(itself) {
@@ -141,9 +144,12 @@ async fn let_go(machine: &Machine, manifest: &Manifest) -> Result<guest::Guest> 
     drop(guest);
     let mut identity = launch::identity(&manifest.id, &manifest.name, first_boot);
     identity.read_config = first_boot;
-    let (guest, _welcome) =
-        launch::attach(machine, Some(identity), true, Some(manifest.disk_size_mib.bytes()), ATTACH_TIMEOUT)
-            .await?;
+    let grow = Some(manifest.disk_size_mib.bytes());
+    // Its init command is to find them, so they come before it knows who it is.
+    crate::attached::plug_missing(machine, manifest).await?;
+    let mounts = crate::attached::mounts_of(manifest);
+    let greeting = launch::Greeting { identity: Some(identity), pad: true, grow, mounts };
+    let (guest, _welcome) = launch::attach(machine, greeting, ATTACH_TIMEOUT).await?;
     Ok(guest)
 }
 

@@ -253,6 +253,7 @@ fn default_spec() -> Result<SandboxSpec> {
         disk_size: None,
         env: Default::default(),
         files: Vec::new(),
+        volumes: Vec::new(),
         init: None,
         labels: Labels::new(),
         keep_hot: false,

@@ -154,7 +154,7 @@ impl Actor {
             if let Err(resume) = running.machine.resume().await {
                 tracing::error!(error = %resume, sandbox = %name, "the guest could not be resumed");
             }
-            match launch::attach(&running.machine, None, true, None, ATTACH_TIMEOUT).await {
+            match launch::attach(&running.machine, launch::Greeting::plain(true), ATTACH_TIMEOUT).await {
                 Ok((guest, _welcome)) => running.guest = guest,
                 Err(attach) => {
                     tracing::error!(error = %attach, sandbox = %name, "the agent could not be reached")

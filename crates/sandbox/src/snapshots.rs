@@ -166,6 +166,7 @@ impl Host {
                 Ok(Seed { manifest, disks, memory, boot: Boot::Resume, _pin: pin })
             })
             .await?;
+            let _shared = host.share_volumes(&seed.manifest).await?;
             if resume.strict && seed.memory.is_none() {
                 return Err(Error::new(
                     ErrorKind::SlowPath,
@@ -234,6 +235,7 @@ impl Host {
             let (pause, frozen) = (capture.pause, capture.frozen.clone());
             seal_later(&services.store, frozen, services.store.pin(&capture.manifest));
             watch.lap("capture");
+            let _shared = host.share_volumes(&capture.manifest).await?;
             let seed = Arc::new(seed_of(&services, capture, fork.names.len()).await?);
             watch.lap("pages");
             let copies = fork.names.into_iter().map(|name| Copy {
@@ -254,6 +256,27 @@ impl Host {
             Ok(reports)
         })
         .await
+    }
+
+    /// The volumes that copies share, held until they have them: those that were only read, which must still be there
+    /// and written by nobody.
+    async fn share_volumes(&self, source: &storage::Manifest) -> Result<crate::volumes::Held> {
+        let shared: Vec<_> = source.volumes.iter().filter(|volume| volume.read_only).collect();
+        let held = self.hold_volumes(&source.owner, shared.iter().map(|volume| &volume.name)).await;
+        for volume in shared {
+            self.volume(&source.owner, &volume.name).await.map_err(|error| {
+                let hint =
+                    "it was attached read-only, so the snapshot has no clone of it; bring it back first";
+                if error.kind() == ErrorKind::NotFound { error.hint(hint) } else { error }
+            })?;
+            let wanted = types::VolumeMount {
+                name: volume.name.clone(),
+                mount: volume.mount.clone(),
+                read_only: true,
+            };
+            self.check_free(&source.owner, &wanted, None)?;
+        }
+        Ok(held)
     }
 
     /// The names, free and taken until the guards are dropped. In order, so that two who want the same cannot wait for

@@ -138,6 +138,7 @@ async fn make(services: &Services, wish: &TemplateWish, key: ContentId) -> Resul
         cpus: wish.cpus,
         memory: wish.memory,
         config: PathBuf::from(storage::layout::CONFIG_DRIVE),
+        volumes: Vec::new(),
     };
     let spec = frame.spec(qemu, &wish.kernel, zero, false);
     let machine = Machine::launch(qemu, &spec, staged.dir(), lock).await?;
@@ -163,7 +164,8 @@ async fn snap(
     machine: &Machine,
     mut staged: storage::StagedTemplate,
 ) -> Result<(storage::StagedTemplate, bool)> {
-    let (guest, _welcome) = launch::attach(machine, None, false, None, services.config.boot_timeout).await?;
+    let (guest, _welcome) =
+        launch::attach(machine, launch::Greeting::plain(false), services.config.boot_timeout).await?;
     warm_up(&guest).await?;
     guest.sync().await?;
     guest.detach(tokio::time::Instant::now() + launch::ATTACH_TIMEOUT).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use types::{
     Accel, Boot, Bytes, CloneMethod, ImageName, Labels, Mebibytes, Owner, SandboxId, SandboxName,
-    SnapshotName, Thermal, Timestamp,
+    SnapshotName, Thermal, Timestamp, VolumeMount,
 };
 
 /// A sandbox as it is at one moment.
@@ -33,6 +33,8 @@ pub struct SandboxView {
     pub keep_hot: bool,
     /// Labels.
     pub labels: Labels,
+    /// Its volumes, in the order of their ports.
+    pub volumes: Vec<VolumeMount>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it was last used.

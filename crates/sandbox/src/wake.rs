@@ -15,6 +15,7 @@ use types::Boot;
 use vm::Machine;
 
 use crate::actor::{Actor, Running, Start};
+use crate::attached;
 use crate::bring_up::Pages;
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch::{self, ATTACH_TIMEOUT, Frame};
@@ -68,7 +69,8 @@ impl Actor {
         let Some(running) = self.running.as_mut().filter(|running| running.guest.is_closed()) else {
             return Ok((false, Timings::default(), Vec::new()));
         };
-        let (guest, _welcome) = launch::attach(&running.machine, None, true, None, ATTACH_TIMEOUT).await?;
+        let (guest, _welcome) =
+            launch::attach(&running.machine, launch::Greeting::plain(true), ATTACH_TIMEOUT).await?;
         running.guest = guest;
         Ok((
             false,
@@ -202,7 +204,7 @@ impl Actor {
 
     async fn let_go(&self, machine: &Machine, pad: bool) -> Result<guest::Guest> {
         machine.resume().await?;
-        let (guest, _welcome) = launch::attach(machine, None, pad, None, ATTACH_TIMEOUT).await?;
+        let (guest, _welcome) = launch::attach(machine, launch::Greeting::plain(pad), ATTACH_TIMEOUT).await?;
         Ok(guest)
     }
 
@@ -219,16 +221,14 @@ impl Actor {
         };
         let identity = launch::identity(&self.manifest.id, &self.manifest.name, false);
         let timeout = self.services.config.boot_timeout;
-        let guest = match launch::attach(
-            &machine,
-            Some(identity),
-            false,
-            Some(self.manifest.disk_size_mib.bytes()),
-            timeout,
-        )
-        .await
-        {
-            Ok((guest, _welcome)) => guest,
+        let greeting = launch::Greeting {
+            identity: Some(identity),
+            pad: false,
+            grow: Some(self.manifest.disk_size_mib.bytes()),
+            mounts: attached::mounts_of(&self.manifest),
+        };
+        let (guest, unmounted) = match launch::attach(&machine, greeting, timeout).await {
+            Ok((guest, welcome)) => (guest, welcome.unmounted),
             Err(error) => {
                 machine.kill().await?;
                 self.trouble = lost;
@@ -248,7 +248,7 @@ impl Actor {
             json!({ "generation": generation, "why": lost, "total_ms": timings.total_ms() }),
         );
         let warning = lost.map(|why| format!("{} was booted from its disk: {why}", self.manifest.name));
-        Ok((true, timings, warning.into_iter().collect()))
+        Ok((true, timings, warning.into_iter().chain(unmounted).collect()))
     }
 
     /// A VMM that boots the sandbox's disk; the manifest says so before the VMM opens the disk.
@@ -269,7 +269,8 @@ impl Actor {
             crate::template::measure_clock();
             manifest.kernel = kernel.id.clone();
             manifest.ram_base = RamBase::Zero;
-            manifest.machine = launch::machine_record(&qemu, accel);
+            manifest.machine =
+                attached::machine_with_volumes(launch::machine_record(&qemu, accel), &manifest.volumes);
             let base = store.zero_base(manifest.memory_mib)?;
             let below = store.layers().below(&manifest)?;
             let lock = dir.lock_machine()?;

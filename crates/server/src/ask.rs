@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sandbox::wire;
-use types::{GuestFile, Labels, Mebibytes, Owner, SandboxName, SandboxSpec};
+use types::{GuestFile, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, VolumeMount};
 
 use crate::refusal::Refusal;
 
@@ -38,9 +38,8 @@ pub(crate) fn create(
         from: _,
         strict,
     } = request;
-    let later = [("secrets", !secrets.is_empty()), ("volumes", !volumes.is_empty())];
-    if let Some((field, _)) = later.into_iter().find(|(_, given)| *given) {
-        return Err(Refusal::not_supported(field));
+    if !secrets.is_empty() {
+        return Err(Refusal::not_supported("secrets"));
     }
     Ok(SandboxSpec {
         name,
@@ -51,11 +50,18 @@ pub(crate) fn create(
         disk_size: disk_size_mb.map(Mebibytes),
         env,
         files: files.into_iter().map(guest_file).collect::<Result<_, _>>()?,
+        volumes: volumes.into_iter().map(volume).collect::<Result<_, _>>()?,
         init: init.filter(|command| !command.trim().is_empty()),
         labels,
         keep_hot,
         strict,
     })
+}
+
+/// A volume, and where it is wanted.
+pub(crate) fn volume(volume: api::VolumeSpec) -> Result<VolumeMount, Refusal> {
+    let api::VolumeSpec { name, mount, read_only } = volume;
+    Ok(VolumeMount { name: name.parse()?, mount: mount.parse()?, read_only })
 }
 
 /// Refuses, of a create with `from`, what only a fresh sandbox can be given.
@@ -279,20 +285,25 @@ mod tests {
     #[test]
     fn fields_of_later_releases_are_refused_by_name() {
         let name: SandboxName = "a".parse().unwrap();
-        let cases = [
-            ("secrets", api::CreateRequest { secrets: vec!["s".into()], ..Default::default() }),
-            (
-                "volumes",
-                api::CreateRequest {
-                    volumes: vec![api::VolumeSpec { name: "v".into(), mount: "/v".into(), read_only: false }],
-                    ..Default::default()
-                },
-            ),
-        ];
-        for (field, request) in cases {
-            let refusal = create(request, name.clone(), Owner::admin()).unwrap_err();
-            assert_eq!(refusal.detail().code, "not_supported");
-            assert!(refusal.detail().message.contains(field));
+        let request = api::CreateRequest { secrets: vec!["s".into()], ..Default::default() };
+        let refusal = create(request, name, Owner::admin()).unwrap_err();
+        assert_eq!(refusal.detail().code, "not_supported");
+        assert!(refusal.detail().message.contains("secrets"));
+    }
+
+    #[test]
+    fn volumes_of_a_create_are_checked_by_name_and_path() {
+        let name: SandboxName = "a".parse().unwrap();
+        let with = |volume: &str, mount: &str| api::CreateRequest {
+            volumes: vec![api::VolumeSpec { name: volume.into(), mount: mount.into(), read_only: true }],
+            ..Default::default()
+        };
+        let spec = create(with("v", "/data/"), name.clone(), Owner::admin()).unwrap();
+        assert_eq!((spec.volumes[0].mount.as_str(), spec.volumes[0].read_only), ("/data", true));
+        for (volume, mount) in [("V", "/data"), ("", "/data"), ("v", "data"), ("v", "/etc"), ("v", "/a/../b")]
+        {
+            let refusal = create(with(volume, mount), name.clone(), Owner::admin()).unwrap_err();
+            assert_eq!(refusal.detail().code, "bad_request", "{volume} {mount}");
         }
     }
 

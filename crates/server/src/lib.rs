@@ -1,7 +1,7 @@
 //! HTTP and WebSocket in front of the sandbox's verbs.
 //!
 //! A request goes one way: [`listen`] takes the connection, [`auth`] says who asks, a route module (`host`,
-//! `sandboxes`, `snapshots`, `exec`, `shell`, `files`, `events`) reads it, [`ask`] turns it into a validated order, the verb of
+//! `sandboxes`, `snapshots`, `volumes`, `exec`, `shell`, `files`, `events`) reads it, [`ask`] turns it into a validated order, the verb of
 //! `sandbox` carries it out, [`tell`] turns the answer into JSON. Whatever goes wrong on the way is a [`Refusal`].
 //!
 //! # Invariants
@@ -31,6 +31,7 @@ mod stream;
 mod tell;
 mod upkeep;
 mod usage;
+mod volumes;
 mod websocket;
 
 pub use auth::AdminKey;

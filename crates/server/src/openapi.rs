@@ -3,7 +3,7 @@
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use crate::{events, exec, files, host, sandboxes, shell, snapshots, upkeep, usage};
+use crate::{events, exec, files, host, sandboxes, shell, snapshots, upkeep, usage, volumes};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -17,6 +17,8 @@ use crate::{events, exec, files, host, sandboxes, shell, snapshots, upkeep, usag
         sandboxes::list, sandboxes::create, sandboxes::inspect, sandboxes::edit, sandboxes::destroy,
         sandboxes::stop, sandboxes::start, sandboxes::sessions, snapshots::fork,
         snapshots::create, snapshots::list, snapshots::inspect, snapshots::delete, snapshots::resume,
+        volumes::list, volumes::create, volumes::inspect, volumes::delete, volumes::attach, volumes::detach,
+        volumes::resize, volumes::clone,
         exec::exec, shell::live_exec, shell::shell,
         files::read, files::head, files::write,
     ),

@@ -71,7 +71,9 @@ const fn status_of(kind: ErrorKind) -> StatusCode {
         | ErrorKind::NotExecutable => StatusCode::BAD_REQUEST,
         ErrorKind::NotFound | ErrorKind::GuestNotFound => StatusCode::NOT_FOUND,
         // Damage is a conflict and not a 500: asking again does not help, asking for something else does.
-        ErrorKind::Conflict | ErrorKind::SlowPath | ErrorKind::Corrupt => StatusCode::CONFLICT,
+        ErrorKind::Conflict | ErrorKind::SlowPath | ErrorKind::Corrupt | ErrorKind::VolumeBusy => {
+            StatusCode::CONFLICT
+        }
         ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorKind::Busy | ErrorKind::NotReady | ErrorKind::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         ErrorKind::NoSpace | ErrorKind::GuestNoSpace => StatusCode::INSUFFICIENT_STORAGE,

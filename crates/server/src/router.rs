@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::{AdminKey, TcpRules, tcp_door, unix_door};
-use crate::{events, exec, files, host, sandboxes, shell, snapshots, upkeep, usage};
+use crate::{events, exec, files, host, sandboxes, shell, snapshots, upkeep, usage, volumes};
 
 /// What every route has at hand.
 #[derive(Clone)]
@@ -89,6 +89,12 @@ pub(crate) fn with_drain(host: Host, door: Door, drain: Drain) -> Router {
         .route("/snapshots", get(snapshots::list))
         .route("/snapshots/{name}", get(snapshots::inspect).delete(snapshots::delete))
         .route("/snapshots/{name}/resume", post(snapshots::resume))
+        .route("/volumes", get(volumes::list).post(volumes::create))
+        .route("/volumes/{name}", get(volumes::inspect).delete(volumes::delete))
+        .route("/volumes/{name}/attach", post(volumes::attach))
+        .route("/volumes/{name}/detach", post(volumes::detach))
+        .route("/volumes/{name}/resize", post(volumes::resize))
+        .route("/volumes/{name}/clone", post(volumes::clone))
         .route("/sandboxes/{id}/exec", post(exec::exec).get(shell::live_exec))
         .route("/sandboxes/{id}/shell", get(shell::shell))
         .route("/sandboxes/{id}/sessions", get(sandboxes::sessions))

@@ -23,7 +23,7 @@ pub(crate) fn sandbox(view: sandbox::SandboxView) -> api::Sandbox {
         thermal: view.thermal.to_string(),
         keep_hot: view.keep_hot,
         labels: view.labels,
-        volumes: Vec::new(),
+        volumes: view.volumes.into_iter().map(volume_spec).collect(),
         ip: None,
         created_at: view.created_at.to_string(),
         last_active_at: view.last_active_at.to_string(),
@@ -33,6 +33,44 @@ pub(crate) fn sandbox(view: sandbox::SandboxView) -> api::Sandbox {
         accel: view.accel.to_string(),
         error,
         last_transition: view.last_transition.map(transition),
+    }
+}
+
+fn volume_spec(volume: types::VolumeMount) -> api::VolumeSpec {
+    let types::VolumeMount { name, mount, read_only } = volume;
+    api::VolumeSpec { name: name.into(), mount: mount.into(), read_only }
+}
+
+pub(crate) fn volume(view: sandbox::VolumeView) -> api::Volume {
+    api::Volume {
+        name: view.name.into(),
+        owner: view.owner.into(),
+        size_mb: view.size.floor_mib().0,
+        allocated_bytes: view.allocated.0,
+        created_at: view.created_at.to_string(),
+        attached_to: view.users.into_iter().map(attachment).collect(),
+        made_for: view.made_for.map(String::from),
+    }
+}
+
+fn attachment(user: sandbox::VolumeUser) -> api::VolumeAttachment {
+    let sandbox::VolumeUser { id, name, volume } = user;
+    api::VolumeAttachment {
+        sandbox: name.into(),
+        id: id.into(),
+        mount: volume.mount.into(),
+        read_only: volume.read_only,
+    }
+}
+
+pub(crate) fn volume_report(report: sandbox::VolumeReport) -> api::VolumeReply {
+    api::VolumeReply {
+        timings_ms: if report.changed { timings(&report.timings) } else { BTreeMap::new() },
+        volume: volume(report.view),
+        changed: report.changed,
+        clone: report.clone.map(|method| method.to_string()),
+        stall_ms: report.stall.map(milliseconds),
+        warnings: report.warnings,
     }
 }
 

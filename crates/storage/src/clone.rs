@@ -97,6 +97,11 @@ pub(crate) fn copy_into(
     clone_open(Way::CopyRange, source, target, to, options).map(|report| report.bytes_copied)
 }
 
+/// Makes the empty open file `target`, named `to`, a copy of `source` in the same ways as [`clone_file`].
+pub(crate) fn clone_into(source: &File, target: &File, to: &Path) -> Result<CloneReport> {
+    clone_open(Way::Reflink, source, target, to, &CloneOptions::default())
+}
+
 fn clone_from(way: Way, from: &Path, to: &Path, options: &CloneOptions<'_>) -> Result<CloneReport> {
     let source = File::open(from).map_err(|error| Error::io("open", from, error))?;
     let target = OpenOptions::new()
@@ -140,7 +145,7 @@ fn clone_open(
 }
 
 /// Shares the extents; false when the filesystem refuses that for these two files.
-fn reflink(source: &File, target: &File, to: &Path) -> Result<bool> {
+pub(crate) fn reflink(source: &File, target: &File, to: &Path) -> Result<bool> {
     match rustix::fs::ioctl_ficlone(target, source) {
         Ok(()) => Ok(true),
         Err(error) if is_refusal(error) => Ok(false),

@@ -14,6 +14,7 @@ mod objects;
 mod qcow2;
 mod repair;
 mod strays;
+mod volumes;
 mod watch;
 
 use std::fmt;
@@ -63,6 +64,8 @@ pub enum Subject {
     Sandbox(SandboxId, Option<SandboxName>),
     /// A named snapshot, with its owner unless that is the admin.
     Snapshot(String),
+    /// A volume, with its owner unless that is the admin.
+    Volume(String),
     /// A base image: its name, or its content's id.
     Image(String),
     /// A guest kernel.
@@ -84,6 +87,7 @@ impl Subject {
         match self {
             Self::Sandbox(..) => "sandbox",
             Self::Snapshot(_) => "snapshot",
+            Self::Volume(_) => "volume",
             Self::Image(_) => "image",
             Self::Kernel(_) => "kernel",
             Self::Template(_) => "template",
@@ -101,6 +105,7 @@ impl Subject {
             Self::Sandbox(_, Some(name)) => name.to_string(),
             Self::Template(key) => key.to_string(),
             Self::Snapshot(name)
+            | Self::Volume(name)
             | Self::Image(name)
             | Self::Kernel(name)
             | Self::Layer(name)
@@ -281,6 +286,7 @@ impl Check<'_> {
         self.bases()?;
         self.sandboxes()?;
         self.snapshots()?;
+        self.volumes()?;
         self.leftovers(&strays)?;
         self.foreign()?;
         self.unnamed()

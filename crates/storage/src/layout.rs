@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use types::{
     Arch, ContentId, ImageName, LayerId, Mebibytes, Nonce, Owner, SandboxId, SnapshotName, StorageLayout,
+    VolumeName,
 };
 
 use crate::manifest::{LayerFormat, LayerRef};
@@ -74,7 +75,7 @@ impl Layout {
             self.sandboxes(),
             self.layers(),
             self.bases(),
-            self.root.join("volumes"),
+            self.volumes(),
             self.snapshots(),
             self.kernel(),
         ]
@@ -152,6 +153,22 @@ impl Layout {
         self.snapshots_of(owner).join(name.as_str())
     }
 
+    pub(crate) fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
+    pub(crate) fn volumes_of(&self, owner: &Owner) -> PathBuf {
+        self.volumes().join(owner.as_str())
+    }
+
+    pub(crate) fn volume(&self, owner: &Owner, name: &VolumeName) -> PathBuf {
+        self.root.join(volume_below_root(owner, name))
+    }
+
+    pub(crate) fn volume_record(&self, owner: &Owner, name: &VolumeName) -> PathBuf {
+        self.volumes_of(owner).join(format!("{name}.json"))
+    }
+
     pub(crate) fn quarantine(&self) -> PathBuf {
         self.root.join("quarantine")
     }
@@ -212,6 +229,11 @@ pub(crate) fn layer_below_root(layer: &LayerRef) -> PathBuf {
         LayerFormat::Raw => "ext4",
     };
     PathBuf::from(format!("layers/{}.{extension}", layer.id))
+}
+
+/// A volume, from the data root.
+pub(crate) fn volume_below_root(owner: &Owner, name: &VolumeName) -> PathBuf {
+    PathBuf::from(format!("volumes/{owner}/{name}.ext4"))
 }
 
 /// A RAM base of its own, from the data root.

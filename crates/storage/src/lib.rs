@@ -29,6 +29,7 @@ mod store;
 mod template;
 mod tree_copy;
 mod usage;
+mod volume;
 
 pub use clone::{CloneOptions, CloneProgress, CloneReport, clone_file, clone_file_with};
 pub use error::{Error, ErrorKind, Result};
@@ -45,6 +46,7 @@ pub use layout_choice::{LayoutChoice, LayoutCost, LayoutMeasurement};
 pub use lock::{DaemonLock, SetupLock};
 pub use manifest::{
     DeviceRecord, ImageRef, LayerFormat, LayerRef, MachineRecord, Manifest, MemoryRecord, RamBase, RunState,
+    VolumeRef,
 };
 pub use memory::{
     LoadReport, MemoryHeader, MemoryImage, MemoryStats, OWN_BASE_ABOVE, PageSink, PageSource, RamBaseReport,
@@ -64,4 +66,7 @@ pub use tree_copy::TreeSize;
 pub use usage::{
     Figures, FileUsage, ObjectUsage, OwnerUsage, SandboxUsage, SnapshotUsage, Trial, TrialSize, Usage,
     UsageKind, UsageMethod,
+};
+pub use volume::{
+    StagedVolume, Volume, VolumeLock, VolumeRecord, Volumes, snapshot_volume, volume_from_machine_dir,
 };

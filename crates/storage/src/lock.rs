@@ -153,6 +153,16 @@ pub(crate) fn is_held(path: &Path) -> Result<bool> {
     }
 }
 
+/// Whether a living process uses a disk image, by QEMU's own locks; one that is not there is used by nobody.
+pub(crate) fn is_image_used(path: &Path) -> Result<bool> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(Error::io("open", path, error)),
+    };
+    sys::host_image_lock::is_used(&file).map_err(|error| Error::io("lock", path, error))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

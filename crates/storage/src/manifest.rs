@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use types::{
-    Accel, Bytes, ContentId, ImageName, Labels, LayerId, Mebibytes, Owner, SandboxId, SandboxName,
-    StorageLayout, Timestamp,
+    Accel, Bytes, ContentId, ImageName, Labels, LayerId, MAX_VOLUMES, Mebibytes, MountPath, Owner, SandboxId,
+    SandboxName, StorageLayout, Timestamp, VolumeName, check_mounts,
 };
 
 use crate::error::{Error, ErrorKind, Result};
@@ -84,6 +84,20 @@ pub struct LayerRef {
     pub id: LayerId,
     /// How it is kept.
     pub format: LayerFormat,
+}
+
+/// A volume that is attached: while the manifest names it, it is in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRef {
+    /// Which one, of the sandbox's owner.
+    pub name: VolumeName,
+    /// Where it is mounted.
+    pub mount: MountPath,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+    /// The port that its disk is plugged into.
+    pub port: u8,
 }
 
 /// A device in port order.
@@ -167,13 +181,16 @@ pub struct Manifest {
     pub created_at: Timestamp,
     /// What lies under its memory.
     pub ram_base: RamBase,
+    /// The volumes that are attached, in the order of their ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeRef>,
     /// The machine it runs on.
     pub machine: MachineRecord,
     /// The memory image; there is one if and only if the state is cold.
     pub memory: Option<MemoryRecord>,
 }
 
-pub(crate) const FORMAT: Format = Format { name: "bhatti-sandbox", version: 2 };
+pub(crate) const FORMAT: Format = Format { name: "bhatti-sandbox", version: 3 };
 
 impl Manifest {
     /// The next generation, in which a guest runs: no memory image is valid any more.
@@ -191,6 +208,34 @@ impl Manifest {
         self.generation = self.generation.saturating_add(1);
         self.state = RunState::Off;
         self.memory = None;
+        self
+    }
+
+    /// The lowest port that no volume is plugged into.
+    #[must_use]
+    pub fn free_port(&self) -> Option<u8> {
+        let ports = (0u8..).take(MAX_VOLUMES);
+        ports.into_iter().find(|port| self.volumes.iter().all(|volume| volume.port != *port))
+    }
+
+    /// The volume of that name, if it is attached.
+    #[must_use]
+    pub fn volume(&self, name: &VolumeName) -> Option<&VolumeRef> {
+        self.volumes.iter().find(|volume| volume.name == *name)
+    }
+
+    /// With a volume more.
+    #[must_use]
+    pub fn with_volume(mut self, volume: VolumeRef) -> Self {
+        let at = self.volumes.partition_point(|other| other.port < volume.port);
+        self.volumes.insert(at, volume);
+        self
+    }
+
+    /// With a volume less.
+    #[must_use]
+    pub fn without_volume(mut self, name: &VolumeName) -> Self {
+        self.volumes.retain(|volume| volume.name != *name);
         self
     }
 
@@ -222,6 +267,16 @@ impl Manifest {
         {
             return Err(Error::new(ErrorKind::Invalid, "check manifest", path)
                 .because("nothing can lie below a whole disk"));
+        }
+        let ports: Vec<u8> = self.volumes.iter().map(|volume| volume.port).collect();
+        let in_order = ports.windows(2).all(|pair| pair[0] < pair[1]);
+        let fit = ports.iter().all(|port| usize::from(*port) < MAX_VOLUMES);
+        if !in_order
+            || !fit
+            || check_mounts(self.volumes.iter().map(|volume| (&volume.name, &volume.mount))).is_err()
+        {
+            return Err(Error::new(ErrorKind::Invalid, "check manifest", path)
+                .because("its volumes cannot be attached side by side"));
         }
         if self.memory_mib.checked_bytes().is_none() || self.memory_mib.0 == 0 {
             return Err(Error::new(ErrorKind::Invalid, "check manifest", path)
@@ -256,6 +311,12 @@ mod tests {
             keep_hot: false,
             created_at: Timestamp(1_700_000_000_123),
             ram_base: RamBase::Template { key: id(3), ram: id(4) },
+            volumes: vec![VolumeRef {
+                name: "data".parse().unwrap(),
+                mount: "/data".parse().unwrap(),
+                read_only: true,
+                port: 1,
+            }],
             machine: MachineRecord {
                 qemu_version: "7.2.22".to_owned(),
                 machine_type: "pc-q35-7.2".to_owned(),
@@ -286,23 +347,28 @@ mod tests {
     fn manifests_of_every_version_are_still_read_and_the_present_one_is_written_alike() {
         let golden = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
         let first = std::fs::read_to_string(golden("manifest-1.json")).unwrap();
-        assert_eq!(decode(first.as_bytes()).unwrap(), Manifest { layers: Vec::new(), ..sample() });
-        let path = golden("manifest-2.json");
+        assert_eq!(
+            decode(first.as_bytes()).unwrap(),
+            Manifest { layers: Vec::new(), volumes: Vec::new(), ..sample() }
+        );
+        let second = std::fs::read_to_string(golden("manifest-2.json")).unwrap();
+        assert_eq!(decode(second.as_bytes()).unwrap(), Manifest { volumes: Vec::new(), ..sample() });
+        let path = golden("manifest-3.json");
         if std::env::var_os("BHATTI_WRITE_GOLDEN").is_some() && !path.exists() {
             std::fs::write(&path, sample().encode()).unwrap();
         }
-        let second = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(decode(second.as_bytes()).unwrap(), sample());
-        assert_eq!(String::from_utf8(sample().encode()).unwrap(), second);
+        let third = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(decode(third.as_bytes()).unwrap(), sample());
+        assert_eq!(String::from_utf8(sample().encode()).unwrap(), third);
     }
 
     #[test]
     fn a_newer_manifest_is_refused_by_its_version_even_if_nothing_else_is_known() {
-        let text = r#"{"format":"bhatti-sandbox","version":3,"blake4":"?","content":[]}"#;
+        let text = r#"{"format":"bhatti-sandbox","version":4,"blake4":"?","content":[]}"#;
         let error = decode(text.as_bytes()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooNew);
-        assert!(error.to_string().contains("version 3"), "{error}");
-        let same = String::from_utf8(sample().encode()).unwrap().replace("\"version\":2", "\"version\":3");
+        assert!(error.to_string().contains("version 4"), "{error}");
+        let same = String::from_utf8(sample().encode()).unwrap().replace("\"version\":3", "\"version\":4");
         assert_eq!(decode(same.as_bytes()).unwrap_err().kind(), ErrorKind::TooNew);
     }
 
@@ -313,6 +379,25 @@ mod tests {
         let hot = Manifest { state: RunState::Running, ..sample() };
         assert_eq!(decode(&hot.encode()).unwrap_err().kind(), ErrorKind::Invalid);
         assert!(decode(&sample().into_running().encode()).is_ok());
+    }
+
+    #[test]
+    fn volumes_that_share_a_port_or_a_path_are_refused() {
+        let volume = |name: &str, mount: &str, port| VolumeRef {
+            name: name.parse().unwrap(),
+            mount: mount.parse().unwrap(),
+            read_only: false,
+            port,
+        };
+        for (volumes, fine) in [
+            (vec![volume("a", "/a", 0), volume("b", "/b", 3)], true),
+            (vec![volume("a", "/a", 1), volume("b", "/b", 1)], false),
+            (vec![volume("a", "/a", 1), volume("b", "/b", 0)], false),
+            (vec![volume("a", "/a", 4)], false),
+            (vec![volume("a", "/a", 0), volume("b", "/a/b", 1)], false),
+        ] {
+            assert_eq!(decode(&Manifest { volumes, ..sample() }.encode()).is_ok(), fine);
+        }
     }
 
     #[test]

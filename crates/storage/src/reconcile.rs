@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use types::{ContentId, SandboxId, StorageLayout};
+use types::{ContentId, Owner, SandboxId, StorageLayout, VolumeName};
 
 use crate::durable;
 use crate::error::{Error, Result};
@@ -14,6 +14,7 @@ use crate::layout::{self, GONE, NEW};
 use crate::lock;
 use crate::manifest::RunState;
 use crate::store::Store;
+use crate::volume::is_volume_name;
 
 /// What a leftover is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +35,12 @@ pub enum LeftoverKind {
     StagedSnapshot,
     /// A snapshot that was being removed.
     GoneSnapshot,
+    /// A volume, or a volume's new content, that was never committed, or a record without its volume.
+    StagedVolume,
+    /// A volume that was being removed.
+    GoneVolume,
+    /// A volume that was cloned for a sandbox that never came to be or is gone; its record goes, too.
+    OrphanedVolume,
     /// A RAM base that was never committed.
     StagedBase,
     /// A layer, a base, an image or a kernel that was being removed.
@@ -153,6 +160,29 @@ pub(crate) fn plan(store: &Store) -> Result<Vec<Leftover>> {
             }
         }
     }
+    for owner in store.names_in(&layout.volumes())? {
+        let path = layout.volumes().join(&owner);
+        if owner.starts_with(NEW) {
+            add(LeftoverKind::StagedVolume, path)?;
+            continue;
+        }
+        if !durable::is_dir_itself(&path) {
+            continue;
+        }
+        for name in store.names_in(&path)? {
+            let without = name.strip_suffix(".json").is_some_and(|stem| {
+                is_volume_name(&name) && path.join(format!("{stem}.ext4")).symlink_metadata().is_err()
+            });
+            if name.starts_with(NEW) || name.ends_with(".new") || without {
+                add(LeftoverKind::StagedVolume, path.join(name))?;
+            } else if name.starts_with(GONE) {
+                add(LeftoverKind::GoneVolume, path.join(name))?;
+            }
+        }
+    }
+    for volume in store.orphaned_volumes()? {
+        add(LeftoverKind::OrphanedVolume, volume.path().to_owned())?;
+    }
     Ok(plan)
 }
 
@@ -200,7 +230,9 @@ fn is_held(store: &Store, kind: &LeftoverKind, path: &Path) -> Result<bool> {
         | LeftoverKind::StagedBase
         | LeftoverKind::GoneObject
         | LeftoverKind::StagedSnapshot
-        | LeftoverKind::GoneSnapshot => lock::is_held(path),
+        | LeftoverKind::GoneSnapshot
+        | LeftoverKind::StagedVolume => lock::is_held(path),
+        LeftoverKind::GoneVolume | LeftoverKind::OrphanedVolume => lock::is_image_used(path),
         LeftoverKind::ConsumedMemory(id)
         | LeftoverKind::StaleSocket(id)
         | LeftoverKind::HalfFrozen(id)
@@ -214,6 +246,13 @@ fn is_held(store: &Store, kind: &LeftoverKind, path: &Path) -> Result<bool> {
     }
 }
 
+/// Whose volume a file is, and which.
+fn volume_of(path: &Path) -> Option<(Owner, VolumeName)> {
+    let owner = path.parent()?.file_name()?.to_str()?.parse().ok()?;
+    let name = path.file_name()?.to_str()?.strip_suffix(".ext4")?.parse().ok()?;
+    Some((owner, name))
+}
+
 pub(crate) fn execute(store: &Store, plan: &[Leftover]) -> ReconcileReport {
     let mut report = ReconcileReport::default();
     for leftover in plan.iter().filter(|leftover| leftover.will_be_removed()) {
@@ -222,6 +261,13 @@ pub(crate) fn execute(store: &Store, plan: &[Leftover]) -> ReconcileReport {
             let dir = store.sandbox(id);
             let finished = dir.manifest().and_then(|manifest| freeze::finish(store, &dir, &manifest));
             report.failed.extend(finished.err());
+            continue;
+        }
+        if let (LeftoverKind::OrphanedVolume, Some((owner, name))) = (&leftover.kind, volume_of(path)) {
+            match store.volumes().remove(&owner, &name) {
+                Ok(()) => report.removed.push(path.clone()),
+                Err(error) => report.failed.push(error),
+            }
             continue;
         }
         let removed = is_held(store, &leftover.kind, path).and_then(|held| match held {

@@ -2,7 +2,8 @@
 //!
 //! # Layout
 //! `snapshots/<owner>/<name>/`: `manifest.json` (what was asleep here), `config.ext4`, `mem.snap` and `vm.snap` unless
-//! it is the disk alone, and the root disk: an empty overlay over the layer that was frozen for it, or a raw clone.
+//! it is the disk alone, `volume-<v>.ext4` for each volume that its guest could write to, and the root disk: an empty
+//! overlay over the layer that was frozen for it, or a raw clone.
 //! Nothing in it is ever written again; what is big lies in `layers/` and `bases/` and is shared.
 
 use std::fs::{self, File};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use types::{Owner, SandboxId, SandboxName, SnapshotName, StorageLayout, Timestamp};
+use types::{Owner, SandboxId, SandboxName, SnapshotName, StorageLayout, Timestamp, VolumeName};
 
 use crate::clone::{CloneReport, clone_file};
 use crate::durable::{self, Staged, StagedDir};
@@ -22,8 +23,9 @@ use crate::memory::{self, MemoryHeader, MemoryImage, PageSource, StagedMemory};
 use crate::record::{self, Format};
 use crate::sandbox_dir::{SandboxDir, StagedSandbox, memory_record, open_devices_of, open_memory_of};
 use crate::store::Store;
+use crate::volume::snapshot_volume;
 
-const FORMAT: Format = Format { name: "bhatti-snapshot", version: 1 };
+const FORMAT: Format = Format { name: "bhatti-snapshot", version: 2 };
 
 /// The record of a named snapshot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -212,6 +214,28 @@ impl StagedSnapshot {
         reflink(&source.path.join(name), &self.staged.path().join(name))
     }
 
+    /// Where the clone of a volume is to be.
+    #[must_use]
+    pub fn volume_path(&self, name: &VolumeName) -> PathBuf {
+        self.staged.path().join(snapshot_volume(name))
+    }
+
+    /// Takes a copy of a volume. What is written to it meanwhile must be copied again.
+    ///
+    /// # Errors
+    /// `NotFound`, `NoSpace`, or what the system says.
+    pub fn take_volume(&self, store: &Store, owner: &Owner, name: &VolumeName) -> Result<CloneReport> {
+        clone_file(&store.layout().volume(owner, name), &self.volume_path(name))
+    }
+
+    /// Takes a volume by sharing its extents; `false`, and nothing is taken, where the filesystem cannot.
+    ///
+    /// # Errors
+    /// `NotFound`, `NoSpace`, or what the system says.
+    pub fn reflink_volume(&self, store: &Store, owner: &Owner, name: &VolumeName) -> Result<bool> {
+        reflink(&store.layout().volume(owner, name), &self.volume_path(name))
+    }
+
     /// Whether a root disk was taken.
     #[must_use]
     pub fn has_root(&self) -> bool {
@@ -312,6 +336,9 @@ impl StagedSnapshot {
         };
         for name in [layout::root_disk(record.sandbox.layout), layout::CONFIG_DRIVE] {
             files.push(open(name)?);
+        }
+        for volume in record.sandbox.volumes.iter().filter(|volume| !volume.read_only) {
+            files.push(open(&snapshot_volume(&volume.name))?);
         }
         if let Some((memory, detached)) = memory {
             let devices = open(VM_SNAP)?;

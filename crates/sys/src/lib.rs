@@ -7,6 +7,7 @@ pub mod guest_process;
 pub mod host_btrfs;
 pub mod host_buffer;
 pub mod host_fiemap;
+pub mod host_image_lock;
 pub mod host_mounts;
 pub mod host_open_files;
 pub mod host_pagemap;

@@ -8,12 +8,14 @@ mod name;
 mod spec;
 mod time;
 mod unit;
+mod volume;
 
 pub use id::{ContentId, IdError, LayerId, Nonce, SandboxId};
-pub use name::{ImageName, NameError, Owner, SandboxName, SnapshotName};
+pub use name::{ImageName, NameError, Owner, SandboxName, SnapshotName, VolumeName};
 pub use spec::{
     Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, SandboxSpec, SpecLimits, StorageLayout,
     Thermal, check_guest_path,
 };
 pub use time::Timestamp;
 pub use unit::{Bytes, Mebibytes, PAGE_SIZE, RamOffset, RamRun};
+pub use volume::{MAX_VOLUMES, MIN_VOLUME, MountPath, VolumeMount, check_mounts, check_volume_size};

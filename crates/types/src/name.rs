@@ -108,6 +108,11 @@ label!(
     "snapshot name"
 );
 label!(
+    /// A volume's name.
+    VolumeName,
+    "volume name"
+);
+label!(
     /// Whose a thing is.
     Owner,
     "owner"
@@ -135,6 +140,14 @@ impl FromStr for SnapshotName {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
         check_label("snapshot name", text).map(|()| Self(text.to_owned()))
+    }
+}
+
+impl FromStr for VolumeName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        check_label("volume name", text).map(|()| Self(text.to_owned()))
     }
 }
 

@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ImageName, Mebibytes, Owner, SandboxName};
+use crate::volume::check_mounts;
+use crate::{ImageName, Mebibytes, Owner, SandboxName, VolumeMount};
 
 /// Labels of a sandbox: key to value.
 pub type Labels = BTreeMap<String, String>;
@@ -30,6 +31,8 @@ pub struct SandboxSpec {
     pub env: BTreeMap<String, String>,
     /// Files placed before the first command.
     pub files: Vec<GuestFile>,
+    /// Volumes mounted before anything of its own runs, in the order of their ports.
+    pub volumes: Vec<VolumeMount>,
     /// A command line run by `sh -c` as a session at every boot.
     pub init: Option<String>,
     /// Free-form labels.
@@ -75,7 +78,7 @@ pub struct InvalidSpec {
 }
 
 impl InvalidSpec {
-    fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { message: message.into(), hint: hint.into() }
     }
 }
@@ -114,6 +117,7 @@ impl SandboxSpec {
             return Err(InvalidSpec::new("an environment value has a NUL byte", "remove it"));
         }
         Self::check_labels(&self.labels)?;
+        check_mounts(self.volumes.iter().map(|volume| (&volume.name, &volume.mount)))?;
         let mut total = 0u64;
         for file in &self.files {
             check_guest_path(&file.path)?;
@@ -329,6 +333,7 @@ mod tests {
             disk_size: None,
             env: BTreeMap::new(),
             files: Vec::new(),
+            volumes: Vec::new(),
             init: None,
             labels: Labels::new(),
             keep_hot: false,

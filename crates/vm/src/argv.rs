@@ -25,6 +25,7 @@ use crate::error::Result;
 use crate::machine::{AGENT_SOCKET, QMP_SOCKET};
 use crate::nodes::{self, ROOT_NODE, text};
 use crate::spec::{DiskFile, MachineSpec};
+use crate::volumes;
 
 /// Node and device of the config drive.
 const CONFIG_NODE: &str = "config";
@@ -36,7 +37,7 @@ pub(crate) const CONSOLE_BYTES: u32 = 16 * 1024;
 pub(crate) const RAM: &str = "ram";
 
 /// Ports that devices can be plugged into while the guest runs. Each costs about 2 ms of every start.
-const HOTPLUG_PORTS: u8 = 4;
+pub(crate) const HOTPLUG_PORTS: u8 = 4;
 
 /// Host memory that translated code may take at most; then it is thrown away and made anew. QEMU's own default is
 /// up to 1 GiB for each machine.
@@ -96,6 +97,9 @@ impl MachineSpec {
                     chassis = port + 1,
                 ),
             );
+        }
+        for volume in &self.volumes {
+            args.pair("-device", volumes::device(volume.port).to_string());
         }
         if self.incoming {
             args.flag("-S").pair("-incoming", "defer");
@@ -170,6 +174,9 @@ impl MachineSpec {
         if let Some(config) = &self.config {
             nodes.extend(nodes::frozen(CONFIG_NODE, &DiskFile::raw(config), None)?);
         }
+        for volume in &self.volumes {
+            nodes.extend(volumes::nodes(volume)?);
+        }
         Ok(nodes)
     }
 }
@@ -200,7 +207,7 @@ impl Args {
 mod tests {
     use super::*;
     use crate::error::ErrorKind;
-    use crate::spec::{RootDisk, testing};
+    use crate::spec::{RootDisk, VolumeDisk, testing};
     use std::path::PathBuf;
 
     fn golden(name: &str, spec: &MachineSpec) {
@@ -234,6 +241,14 @@ mod tests {
             golden(&format!("{arch}-{accel}-incoming.argv"), &spec);
         }
         let mut spec = testing::spec(Arch::Amd64, Accel::Tcg);
+        let volume = |port, read_only| VolumeDisk {
+            port,
+            path: format!("../../volumes/admin/v{port}.ext4").into(),
+            read_only,
+        };
+        spec.volumes = vec![volume(0, false), volume(3, true)];
+        golden("amd64-tcg-volumes.argv", &spec);
+        spec.volumes.clear();
         spec.incoming = true;
         let image = DiskFile::raw("../../images/rootfs-minimal.ext4");
         let layer = |id: &str| DiskFile::qcow2(format!("../../layers/{id}.qcow2"));

@@ -18,7 +18,7 @@ use types::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{Inner, Machine};
 use crate::nodes::{self, ROOT_NODE, TOP_PREFIX, file_of};
-use crate::qmp::{Command, Fold};
+use crate::qmp::{Command, Job};
 use crate::spec::{DiskFile, DiskFormat};
 
 /// The job that folds; there is one at a time.
@@ -239,7 +239,7 @@ async fn fold(inner: Arc<Inner>, mut unwanted: oneshot::Receiver<Infallible>) ->
     if stop {
         inner.cancel_fold().await?;
     }
-    let Fold { error, cancelled, gone } = facts.borrow().fold.clone();
+    let Job { error, cancelled, gone } = facts.borrow().fold.clone();
     match (gone, error) {
         (false, _) => Err(inner.told(Error::new(ErrorKind::Closed, OP, ""))),
         (true, Some(said)) => Err(Error::new(ErrorKind::Refused, OP, said)),
@@ -283,7 +283,7 @@ impl Inner {
     }
 
     /// All nodes by name, each as BlockDeviceInfo of qapi/block-core.json.
-    async fn named_nodes(&self, op: &'static str) -> Result<Vec<(String, Value)>> {
+    pub(crate) async fn named_nodes(&self, op: &'static str) -> Result<Vec<(String, Value)>> {
         // Not flat would be each node with all below it: quadratic.
         let answer = self.call(op, Command::with("query-named-block-nodes", json!({"flat": true}))).await?;
         let Value::Array(nodes) = answer else {
@@ -314,7 +314,7 @@ impl Inner {
     }
 
     /// Closes nodes that nothing uses, each before those below it.
-    async fn close_nodes(&self, op: &'static str, names: &[&str]) -> Result<()> {
+    pub(crate) async fn close_nodes(&self, op: &'static str, names: &[&str]) -> Result<()> {
         let delete = |name: String| Command::with("blockdev-del", json!({"node-name": name}));
         let commands =
             names.iter().flat_map(|name| [delete((*name).to_owned()), delete(file_of(name))]).collect();

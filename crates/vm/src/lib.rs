@@ -14,6 +14,7 @@ mod qmp;
 mod ram;
 mod reference;
 mod spec;
+mod volumes;
 
 pub use disk::{Folded, NextTop};
 pub use error::{Error, ErrorKind, Result};
@@ -21,6 +22,7 @@ pub use host::{host_boot_id, host_cpus, host_memory, host_tsc_khz, kvm_opens, no
 pub use machine::{AGENT_SOCKET, End, Machine, QMP_SOCKET, Status, VMM_LOG};
 pub use qemu::{Qemu, Version};
 pub use ram::GuestRam;
-pub use spec::{DiskFile, DiskFormat, MachineSpec, RootDisk, cpu_model};
+pub use spec::{DiskFile, DiskFormat, MachineSpec, RootDisk, VolumeDisk, cpu_model};
 pub use sys::host_buffer::PageBuffer;
 pub use sys::host_open_files::OpenFiles;
+pub use volumes::volume_serial;

@@ -3,7 +3,7 @@
 //! One task reads the socket and belongs to the conversation: it ends when the last handle is dropped. Commands that
 //! do not wait for one another are sent together, so a start costs one round trip and not four.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use crate::codec::{Decoder, Message, Refusal, encode};
 use crate::disk::FOLD_JOB;
 use crate::error::{Error, ErrorKind, Result};
+use crate::volumes::COPY_PREFIX;
 
 /// How long one command may take; a busy host with a hundred machines starting included.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
@@ -30,14 +31,18 @@ pub(crate) struct Facts {
     /// How the load of a device state stands: `setup`, `active`, `completed`, `failed`.
     pub(crate) migration: Option<String>,
     /// The last job that folds the root disk's layers.
-    pub(crate) fold: Fold,
+    pub(crate) fold: Job,
+    /// The last job for each copy of a volume, by its name.
+    pub(crate) copies: BTreeMap<String, Job>,
+    /// How often a device of that name was unplugged.
+    pub(crate) unplugged: BTreeMap<String, u64>,
     /// The conversation is over.
     pub(crate) closed: bool,
 }
 
-/// How a fold stands; all false while it is under way.
+/// How a job stands; all false while it is under way.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Fold {
+pub(crate) struct Job {
     /// It failed: what the VMM said.
     pub(crate) error: Option<String>,
     /// It was told to end before its time.
@@ -244,7 +249,7 @@ fn take(shared: &Shared, message: Message) {
                 // qapi/job.json, qapi/block-core.json: block jobs name themselves in two ways.
                 "JOB_STATUS_CHANGE" if data.get("id").is_some_and(|id| id == FOLD_JOB) => {
                     match data.get("status").and_then(Value::as_str).unwrap_or_default() {
-                        "created" => shared.facts.send_modify(|facts| facts.fold = Fold::default()),
+                        "created" => shared.facts.send_modify(|facts| facts.fold = Job::default()),
                         "null" => shared.facts.send_modify(|facts| facts.fold.gone = true),
                         _ => {}
                     }
@@ -255,10 +260,34 @@ fn take(shared: &Shared, message: Message) {
                 "BLOCK_JOB_CANCELLED" if data.get("device").is_some_and(|id| id == FOLD_JOB) => {
                     shared.facts.send_modify(|facts| facts.fold.cancelled = true);
                 }
+                "JOB_STATUS_CHANGE" | "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" => {
+                    let id = word("id").or_else(|| word("device")).unwrap_or_default();
+                    if id.starts_with(COPY_PREFIX) {
+                        shared.facts.send_modify(|facts| copy_told(facts, id, &name, &word));
+                    }
+                }
+                "DEVICE_DELETED" => {
+                    // Parts of a device that have no name of their own are told of, too.
+                    if let Some(device) = word("device") {
+                        shared.facts.send_modify(|facts| *facts.unplugged.entry(device).or_default() += 1);
+                    }
+                }
                 "MIGRATION" => shared.facts.send_modify(|facts| facts.migration = word("status")),
                 _ => {}
             }
         }
+    }
+}
+
+/// What an event says of the copy of a volume.
+fn copy_told(facts: &mut Facts, id: String, event: &str, word: &dyn Fn(&str) -> Option<String>) {
+    let job = facts.copies.entry(id).or_default();
+    match (event, word("status").as_deref()) {
+        ("BLOCK_JOB_COMPLETED", _) => job.error = word("error"),
+        ("BLOCK_JOB_CANCELLED", _) => job.cancelled = true,
+        (_, Some("created")) => *job = Job::default(),
+        (_, Some("null")) => job.gone = true,
+        _ => {}
     }
 }
 

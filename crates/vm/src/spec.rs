@@ -35,6 +35,8 @@ pub struct MachineSpec {
     pub root: Option<RootDisk>,
     /// A raw image, read-only: `/dev/vdb` of the guest.
     pub config: Option<PathBuf>,
+    /// Disks on ports, which may come and go while the guest runs; in the order of their ports.
+    pub volumes: Vec<VolumeDisk>,
     /// Rate of an emulated guest's time-stamp counter, as from [`host_tsc_khz`](crate::host_tsc_khz); when missing, the
     /// guest's kernel has to find it out.
     pub tsc_khz: Option<u32>,
@@ -72,6 +74,17 @@ impl DiskFile {
     pub fn qcow2(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), format: DiskFormat::Qcow2 }
     }
+}
+
+/// A raw disk on a port that devices can be plugged into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeDisk {
+    /// The port's number, from 0.
+    pub port: u8,
+    /// Its file.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
 }
 
 /// How the root disk is kept: one file that is written to, and what is read through it. What lies below is
@@ -118,6 +131,7 @@ pub(crate) mod testing {
                 below: vec![DiskFile::raw("../../images/rootfs-minimal.ext4")],
             }),
             config: Some("config.ext4".into()),
+            volumes: Vec::new(),
             tsc_khz: Some(2_600_000),
             incoming: false,
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::request::{FileStat, Reply, Request};
+use crate::request::{FileStat, Reply, Request, VolumeMount};
 use crate::{Entropy, Nonce};
 
 /// One message on one stream. Messages about the session itself are on stream 0.
@@ -77,6 +77,9 @@ pub struct Attach {
     /// moment ago is not yet larger in the eyes of the guest's kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grow_root_to: Option<u64>,
+    /// Volumes to be mounted before any command of the sandbox runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeMount>,
 }
 
 /// Who a guest is.
@@ -130,6 +133,9 @@ pub struct Welcome {
     /// What did not go well, but not badly enough to refuse.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// Volumes that could not be mounted, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unmounted: Vec<String>,
 }
 
 /// Why a session was refused.
@@ -219,6 +225,8 @@ pub enum ErrorCode {
     NoSuchUser,
     /// The request makes no sense to this agent.
     BadRequest,
+    /// Somebody uses it.
+    Busy,
     /// Too many streams or sessions at once.
     TooMany,
     /// Anything else, and what a newer agent may invent.
@@ -240,6 +248,7 @@ impl ErrorCode {
             | ErrorCode::Exists
             | ErrorCode::NoSuchUser
             | ErrorCode::BadRequest
+            | ErrorCode::Busy
             | ErrorCode::TooMany
             | ErrorCode::Io => None,
         }

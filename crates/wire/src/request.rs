@@ -28,8 +28,43 @@ pub enum Request {
     Info,
     /// Write everything to the disks: `Reply(Done)`.
     Sync,
+    /// Mount a volume whose disk is there or about to be: `Reply(Done)`. One that is mounted there already is as good.
+    Mount(VolumeMount),
+    /// Write a volume out and unmount it: `Reply(Done)`. One that is not mounted is as good. Refused as `busy` while a
+    /// process uses it, with its name.
+    Unmount(VolumeMount),
+    /// Let a mounted volume's file system grow to its disk: `Reply(Done)`.
+    GrowVolume(VolumeGrowth),
+    /// Write a volume's file system out and hold all writes to it until `Thaw`, the end of the session or
+    /// [`crate::FREEZE_LIMIT_MS`], whichever comes first: `Reply(Done)`.
+    Freeze(VolumeMount),
+    /// Let writes go on: `Reply(Done)`. `bad_request` when they went on already.
+    Thaw(VolumeMount),
     /// `Reply(Done)` at once, then an orderly end of everything and of the guest.
     Poweroff,
+}
+
+/// A volume in the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// What people call it, for messages.
+    pub name: String,
+    /// The serial number of its disk.
+    pub serial: String,
+    /// Where it is mounted: absolute, without `.`, `..` and links on the way.
+    pub path: String,
+    /// Whether it is only read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+}
+
+/// A volume whose disk has become larger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeGrowth {
+    /// Which one.
+    pub volume: VolumeMount,
+    /// What the disk has, or is about to have in the eyes of the guest's kernel.
+    pub bytes: u64,
 }
 
 /// A command to run.

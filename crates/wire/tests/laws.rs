@@ -46,6 +46,7 @@ fn attach() -> Message {
         entropy: bhatti_wire::Hex([2; 64]),
         identity: None,
         grow_root_to: None,
+        volumes: Vec::new(),
     }))
 }
 

@@ -33,6 +33,7 @@ async fn a_welcome_is_found_among_stale_bytes() {
         pad: true,
         identity: Some(identity.clone()),
         grow_root_to: Some(1 << 30),
+        volumes: Vec::new(),
         ..options()
     };
     let script = async {

@@ -18,7 +18,7 @@ pub(super) fn soon() -> Instant {
 }
 
 pub(super) fn options() -> AttachOptions {
-    AttachOptions { pad: false, identity: None, grow_root_to: None, deadline: soon() }
+    AttachOptions { pad: false, identity: None, grow_root_to: None, volumes: Vec::new(), deadline: soon() }
 }
 
 pub(super) fn welcome() -> Welcome {
@@ -29,6 +29,7 @@ pub(super) fn welcome() -> Welcome {
         configured: true,
         sandbox_id: Some("0123456789abcdef".to_owned()),
         warnings: Vec::new(),
+        unmounted: Vec::new(),
     }
 }
 

@@ -21,16 +21,16 @@ use crate::store::Store;
 const LOOKS: usize = 6;
 
 /// A machine's directory, as it was at one moment.
-struct Machine<'a> {
-    subject: Subject,
-    dir: &'a Path,
-    manifest: &'a Manifest,
-    use_of: Use,
+pub(super) struct Machine<'a> {
+    pub(super) subject: Subject,
+    pub(super) dir: &'a Path,
+    pub(super) manifest: &'a Manifest,
+    pub(super) use_of: Use,
 }
 
 /// Who works with the files of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Use {
+pub(super) enum Use {
     /// A VMM has them open.
     Runs,
     /// Nobody, and somebody may at any time.
@@ -213,6 +213,7 @@ impl Check<'_> {
         self.chain(machine, &mut found);
         self.ram_base(machine, &mut found);
         self.kernel_of(machine, &mut found);
+        self.volumes_of(machine, &mut found);
         Ok(found)
     }
 

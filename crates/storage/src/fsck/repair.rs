@@ -8,7 +8,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use types::{Arch, ContentId, ImageName, SandboxId, Timestamp};
+use types::{Arch, ContentId, ImageName, Owner, SandboxId, Timestamp, VolumeName};
 
 use super::{Finding, FsckReport, Outcome};
 use crate::durable;
@@ -22,6 +22,7 @@ use crate::reconcile::{self, Leftover};
 use crate::references::Shared;
 use crate::sparse;
 use crate::store::Store;
+use crate::volume::VolumeRecord;
 
 /// What [`Store::repair`] does about a finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub(super) enum Step {
     Relink { name: ImageName, arch: Arch, id: ContentId },
     /// An image's record is made again from its name and its content.
     RestoreRecord { record: PathBuf, name: ImageName, arch: Arch, id: ContentId },
+    /// A volume's record is made again from its name.
+    RestoreVolumeRecord { owner: Owner, name: VolumeName },
     /// Mode 0444.
     ReadOnly(PathBuf),
     /// Moved out of the way, if `guard` allows it.
@@ -74,6 +77,7 @@ impl Repair {
             Step::Reseal(_) => "moves the seal to quarantine/ and makes it anew",
             Step::Relink { .. } => "makes the name anew",
             Step::RestoreRecord { .. } => "makes the record anew from the image's name and content",
+            Step::RestoreVolumeRecord { .. } => "makes the record anew from the volume's name",
             Step::ReadOnly(_) => "makes it read-only",
             Step::Quarantine { .. } => "moves it to quarantine/",
         }
@@ -167,6 +171,18 @@ impl Mender<'_> {
                     false => None,
                 };
                 self.store.images().restore_record(name, *arch, id)?;
+                let kept = kept.map_or(String::new(), |kept| format!("; the old one is in {kept}"));
+                Ok(format!("the record is made anew{kept}"))
+            }
+            Step::RestoreVolumeRecord { owner, name } => {
+                let record = layout.volume_record(owner, name);
+                let kept = match record.exists() {
+                    true => {
+                        Some(self.quarantine(&format!("volume-record-{owner}-{name}"), &record, finding)?)
+                    }
+                    false => None,
+                };
+                self.store.volumes().write_record(&VolumeRecord::new(owner.clone(), name.clone()))?;
                 let kept = kept.map_or(String::new(), |kept| format!("; the old one is in {kept}"));
                 Ok(format!("the record is made anew{kept}"))
             }

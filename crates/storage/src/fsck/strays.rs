@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::gc::{self, GcKind};
 use crate::layout::{self, GONE, NEW};
 use crate::reconcile::{Leftover, LeftoverKind};
+use crate::volume::is_volume_name;
 
 /// Whether bhatti makes files of this name in a directory.
 type IsKnown = fn(&str) -> bool;
@@ -74,6 +75,19 @@ impl Check<'_> {
             }
             let names = self.store.names_in(&dir)?;
             let strange = |name: &&String| name.parse::<SnapshotName>().is_err() && !is_staging(name);
+            found.extend(names.iter().filter(strange).map(|name| dir.join(name)));
+        }
+        for owner in self.store.names_in(&layout.volumes())? {
+            let dir = layout.volumes().join(&owner);
+            if is_staging(&owner) {
+                continue;
+            }
+            if owner.parse::<Owner>().is_err() || !durable::is_dir_itself(&dir) {
+                found.push(dir);
+                continue;
+            }
+            let names = self.store.names_in(&dir)?;
+            let strange = |name: &&String| !is_volume_name(name) && !is_staging(name);
             found.extend(names.iter().filter(strange).map(|name| dir.join(name)));
         }
         for path in found.into_iter().filter(|path| !path.ends_with("lost+found")) {

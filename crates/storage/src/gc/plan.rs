@@ -253,7 +253,9 @@ fn obsolete(
 
 /// Whether it lies in a sandbox's directory, where the sandbox's owner task tidies.
 pub(crate) fn belongs_to_owner(store: &Store, leftover: &Leftover) -> bool {
-    leftover.path.parent().is_some_and(|dir| dir.parent() == Some(&store.layout().sandboxes()))
+    // Volumes for a copy are made before the copy's directory has its name.
+    leftover.kind == LeftoverKind::OrphanedVolume
+        || leftover.path.parent().is_some_and(|dir| dir.parent() == Some(&store.layout().sandboxes()))
 }
 
 pub(crate) fn is_young(path: &Path) -> bool {

@@ -43,6 +43,7 @@ pub struct Home {
     pub cpus: u32,
     pub words: Vec<String>,
     pub root: RootDisk,
+    pub volumes: Vec<vm::VolumeDisk>,
     _all: tempfile::TempDir,
 }
 
@@ -79,7 +80,7 @@ impl Home {
         }
         File::create(dir.join("lock")).unwrap();
         let root = RootDisk { top: DiskFile::qcow2("root.qcow2"), below: vec![DiskFile::raw("../image")] };
-        let home = Self { dir, cpus: 1, words: Vec::new(), root, _all: all };
+        let home = Self { dir, cpus: 1, words: Vec::new(), root, volumes: Vec::new(), _all: all };
         home.overlay("root.qcow2", &home.root.below[0], "64M");
         home
     }
@@ -116,6 +117,7 @@ impl Home {
             ram_base_writable: !qemu.opens_base_read_only(),
             root: Some(self.root.clone()),
             config: Some("config".into()),
+            volumes: self.volumes.clone(),
             tsc_khz: vm::host_tsc_khz(),
             incoming,
         }
@@ -147,6 +149,7 @@ pub async fn console_with(machine: &Machine, word: &str) -> String {
     }
 }
 
+#[allow(dead_code, reason = "each test binary uses its own part")]
 /// The last whole count, the guest's nonce and the sectors of its root disk. Waits for a count above `above`.
 pub async fn count_above(machine: &Machine, above: u64) -> (u64, String, u64) {
     let begun = Instant::now();

@@ -1,0 +1,378 @@
+//! The volumes of one sandbox: plugged in and out while its guest runs, grown, copied as of one moment.
+//!
+//! # Crash order
+//! Attach: the manifest names the volume, durably; the disk is plugged in; the guest mounts it. Detach: the guest writes
+//! it out and unmounts it; the disk is plugged out; the manifest lets it go, durably. So a volume that a guest may have
+//! written to is always named by the manifest, and whoever finds one named and not plugged in (see `reopen`) plugs it in.
+//! A sandbox without a machine only has its manifest changed; its next boot does the rest.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use storage::{DeviceRecord, MachineRecord, Manifest, StagedVolume, VolumeRef};
+use types::{CloneMethod, Mebibytes, VolumeMount, VolumeName, check_mounts};
+use vm::{Machine, VolumeDisk};
+
+use crate::actor::{Actor, Start};
+use crate::error::{Error, ErrorKind, Result};
+use crate::services::blocking;
+use crate::state::State;
+use crate::timing::Stopwatch;
+use crate::view::Timings;
+use crate::volumes::{Copied, busy, copy_at_rest};
+
+/// What came of a change.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Change {
+    pub(crate) changed: bool,
+    pub(crate) timings: Timings,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// A copy of a volume that was begun.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    /// It is made already.
+    Done(StagedVolume, Copied),
+    /// From now on the VMM notes what is written: the file is to be copied, and the copy ended.
+    Watching(StagedVolume),
+}
+
+/// A volume as the VMM takes it.
+pub(crate) fn disk(manifest: &Manifest, volume: &VolumeRef) -> VolumeDisk {
+    let path = storage::volume_from_machine_dir(&manifest.owner, &volume.name);
+    VolumeDisk { port: volume.port, path, read_only: volume.read_only }
+}
+
+/// All volumes as the VMM takes them.
+pub(crate) fn disks(manifest: &Manifest) -> Vec<VolumeDisk> {
+    manifest.volumes.iter().map(|volume| disk(manifest, volume)).collect()
+}
+
+/// A volume as the agent takes it.
+pub(crate) fn mount_of(volume: &VolumeRef) -> wire::VolumeMount {
+    wire::VolumeMount {
+        name: volume.name.to_string(),
+        serial: vm::volume_serial(volume.port),
+        path: volume.mount.to_string(),
+        read_only: volume.read_only,
+    }
+}
+
+/// All volumes as the agent takes them.
+pub(crate) fn mounts_of(manifest: &Manifest) -> Vec<wire::VolumeMount> {
+    manifest.volumes.iter().map(mount_of).collect()
+}
+
+/// The manifest with another volume in the first free port.
+pub(crate) fn with_volume(manifest: Manifest, volume: &VolumeMount) -> Result<Manifest> {
+    let there = manifest.volumes.iter().map(|volume| (&volume.name, &volume.mount));
+    check_mounts(there.chain([(&volume.name, &volume.mount)]))?;
+    let port = manifest.free_port().ok_or_else(|| {
+        Error::new(ErrorKind::BadRequest, format!("{} has no port for another volume", manifest.name))
+    })?;
+    let VolumeMount { name, mount, read_only } = volume.clone();
+    let volume = VolumeRef { name, mount, read_only, port };
+    let mut manifest = manifest;
+    manifest.machine.devices.push(device(&volume));
+    Ok(manifest.with_volume(volume))
+}
+
+/// A fresh machine's record with the disks of volumes beside its own devices.
+pub(crate) fn machine_with_volumes(mut machine: MachineRecord, volumes: &[VolumeRef]) -> MachineRecord {
+    machine.devices.extend(volumes.iter().map(device));
+    machine
+}
+
+fn device(volume: &VolumeRef) -> DeviceRecord {
+    let (id, port) = (vm::volume_serial(volume.port), format!("port{}", volume.port));
+    DeviceRecord { id, kind: "virtio-blk".to_owned(), port }
+}
+
+/// The manifest without a volume.
+fn without_volume(manifest: Manifest, volume: &VolumeRef) -> Manifest {
+    let id = vm::volume_serial(volume.port);
+    let mut manifest = manifest.without_volume(&volume.name);
+    manifest.machine.devices.retain(|device| device.id != id);
+    manifest
+}
+
+/// Why a disk could not be plugged in.
+pub(crate) fn plug_failed(error: vm::Error, name: &VolumeName) -> Error {
+    if error.kind() == vm::ErrorKind::Refused && error.detail().contains("lock") {
+        return busy(format!("another virtual machine has volume {name} open"))
+            .hint("`bhatti volume inspect` and `bhatti doctor` tell which; end that one first");
+    }
+    error.into()
+}
+
+impl Actor {
+    pub(crate) async fn attach_volume(&mut self, volume: VolumeMount) -> Result<Change> {
+        self.settle_freeze().await?;
+        if let Some(there) = self.manifest.volume(&volume.name) {
+            if there.mount == volume.mount && there.read_only == volume.read_only {
+                return Ok(Change::default());
+            }
+            let how = if there.read_only { " read-only" } else { "" };
+            let text =
+                format!("{} has volume {} already, on {}{how}", self.manifest.name, there.name, there.mount);
+            return Err(Error::new(ErrorKind::Conflict, text).hint("detach it first"));
+        }
+        let mut watch = Stopwatch::start();
+        let _planned = with_volume(self.manifest.clone(), &volume)?;
+        let mut warnings = Vec::new();
+        if self.state != State::Off {
+            warnings = self.ensure_hot(Start::default()).await?.2;
+            watch.lap("start");
+        }
+        let before = self.manifest.clone();
+        self.commit(with_volume(before.clone(), &volume)?).await?;
+        watch.lap("commit");
+        if self.state == State::Hot
+            && let Err(error) = self.bring_in(&volume.name, &mut watch).await
+        {
+            // It is not there for the guest, so the manifest must not say so for long.
+            self.commit(before).await?;
+            self.publish();
+            return Err(error);
+        }
+        self.publish();
+        self.event(
+            "volume_attached",
+            json!({ "volume": volume.name, "mount": volume.mount, "read_only": volume.read_only }),
+        );
+        Ok(Change { changed: true, timings: watch.finish(), warnings })
+    }
+
+    /// Plugs in and mounts a volume that the manifest names; neither is left when that fails.
+    async fn bring_in(&self, name: &VolumeName, watch: &mut Stopwatch) -> Result<()> {
+        let running = self.running()?;
+        let volume = self.manifest.volume(name).ok_or_else(|| not_attached(name))?;
+        running
+            .machine
+            .plug_volume(&disk(&self.manifest, volume))
+            .await
+            .map_err(|error| plug_failed(error, name))?;
+        watch.lap("plug");
+        let mounted = running.guest.mount(mount_of(volume)).await;
+        watch.lap("mount");
+        if let Err(error) = mounted {
+            if let Err(stays) = running.machine.unplug_volume(volume.port).await {
+                tracing::error!(error = %stays, sandbox = %self.manifest.name, volume = %name, "its disk stays plugged in");
+            }
+            return Err(guest_refused(error));
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn detach_volume(&mut self, name: VolumeName) -> Result<Change> {
+        self.settle_freeze().await?;
+        if self.manifest.volume(&name).is_none() {
+            return Ok(Change::default());
+        }
+        let mut watch = Stopwatch::start();
+        let mut warnings = Vec::new();
+        if self.state != State::Off {
+            warnings = self.ensure_hot(Start::default()).await?.2;
+            watch.lap("start");
+        }
+        let volume = self.manifest.volume(&name).ok_or_else(|| not_attached(&name))?.clone();
+        if self.state == State::Hot {
+            let running = self.running()?;
+            running.guest.unmount(mount_of(&volume)).await.map_err(guest_refused)?;
+            watch.lap("unmount");
+            if let Err(error) = running.machine.unplug_volume(volume.port).await {
+                self.mount_again(&volume).await;
+                return Err(error.into());
+            }
+            watch.lap("unplug");
+        }
+        if let Err(error) = self.commit(without_volume(self.manifest.clone(), &volume)).await {
+            // It is still named, so it is made to be there again.
+            if self.state == State::Hot
+                && let Err(gone) = self.running()?.machine.plug_volume(&disk(&self.manifest, &volume)).await
+            {
+                tracing::error!(error = %gone, volume = %name, "a disk that is still named is not plugged in");
+            }
+            self.mount_again(&volume).await;
+            return Err(error);
+        }
+        watch.lap("commit");
+        self.publish();
+        self.event("volume_detached", json!({ "volume": name }));
+        Ok(Change { changed: true, timings: watch.finish(), warnings })
+    }
+
+    async fn mount_again(&self, volume: &VolumeRef) {
+        let Some(running) = self.running.as_ref() else { return };
+        if let Err(error) = running.guest.mount(mount_of(volume)).await {
+            tracing::error!(%error, volume = %volume.name, "a volume that stays attached could not be mounted again");
+        }
+    }
+
+    pub(crate) async fn resize_volume(&mut self, name: VolumeName, size: Mebibytes) -> Result<Change> {
+        self.settle_freeze().await?;
+        let mut warnings = Vec::new();
+        if self.state != State::Off {
+            warnings = self.ensure_hot(Start::default()).await?.2;
+        }
+        let volume = self.manifest.volume(&name).ok_or_else(|| not_attached(&name))?.clone();
+        if self.state == State::Off {
+            let (store, owner) = (self.services.store.clone(), self.manifest.owner.clone());
+            blocking(move || {
+                let lock = store.volumes().lock(&owner, &name)?;
+                Ok(store.volumes().grow(&lock, size.bytes())?)
+            })
+            .await?;
+            warnings
+                .push(format!("the file system of {} grows when {} starts", volume.name, self.manifest.name));
+        } else {
+            let running = self.running()?;
+            running.machine.resize_volume(volume.port, size.bytes()).await?;
+            let growth = wire::VolumeGrowth { volume: mount_of(&volume), bytes: size.bytes().0 };
+            running.guest.grow_volume(growth).await.map_err(guest_refused)?;
+        }
+        self.event("volume_resized", json!({ "volume": volume.name, "size_mb": size.0 }));
+        Ok(Change { changed: true, timings: Timings::default(), warnings })
+    }
+
+    /// Begins a copy of a volume that the guest may write to. Where extents are shared it is made at once; else the VMM
+    /// notes from now on what is written.
+    pub(crate) async fn begin_copy(&mut self, name: VolumeName, staged: StagedVolume) -> Result<Begun> {
+        self.settle_freeze().await?;
+        if self.state == State::Off {
+            let owner = self.manifest.owner.clone();
+            let (staged, copied) = copy_at_rest(&self.services, &owner, &name, staged).await?;
+            return Ok(Begun::Done(staged, copied));
+        }
+        // What sleeps has writes in its memory that no copy of its disk would have.
+        self.ensure_hot(Start::default()).await?;
+        let volume = self.manifest.volume(&name).ok_or_else(|| not_attached(&name))?.clone();
+        let running = self.running()?;
+        running.guest.sync().await?;
+        let (store, owner) = (self.services.store.clone(), self.manifest.owner.clone());
+        let (which, there) = (name.clone(), store.clone());
+        let reflink = blocking(move || {
+            // What the host has not written yet, sharing extents would have to wait for while the guest is held.
+            there.sync_volume(&owner, &which)?;
+            Ok(there.volumes_reflink()?)
+        })
+        .await?;
+        if !reflink {
+            running.machine.watch_volume(volume.port).await?;
+            return Ok(Begun::Watching(staged));
+        }
+        let owner = self.manifest.owner.clone();
+        let (staged, stall) = self
+            .held(&volume, async {
+                blocking(move || {
+                    match staged.share_extents_of(store.volumes().open(&owner, &name)?.path())? {
+                        true => Ok(staged),
+                        false => Err(Error::new(
+                            ErrorKind::Internal,
+                            "the filesystem shared extents before and refuses now",
+                        )),
+                    }
+                })
+                .await
+            })
+            .await?;
+        Ok(Begun::Done(staged, Copied { method: CloneMethod::Reflink, stall: Some(stall) }))
+    }
+
+    /// Ends a copy of a volume: it becomes one of this moment. Returns how long the guest's writes were held.
+    pub(crate) async fn end_copy(
+        &mut self,
+        name: VolumeName,
+        staged: StagedVolume,
+    ) -> Result<(StagedVolume, Duration)> {
+        self.settle_freeze().await?;
+        let volume = self.manifest.volume(&name).ok_or_else(|| not_attached(&name))?.clone();
+        if self.state != State::Hot {
+            let text = format!("{} was put to sleep while its volume {name} was copied", self.manifest.name);
+            return Err(Error::new(ErrorKind::Busy, text).hint("try again"));
+        }
+        let running = self.running()?;
+        let machine = &running.machine;
+        let copied = async {
+            machine.aim_copy(volume.port, staged.path()).await?;
+            // So that there is little left to write when the writes are held.
+            running.guest.sync().await?;
+            let ((), stall) =
+                self.held(&volume, async { Ok(machine.start_copy(volume.port).await?) }).await?;
+            machine.finish_copy(volume.port).await?;
+            Ok(stall)
+        };
+        match copied.await {
+            Ok(stall) => Ok((staged, stall)),
+            Err(error) => {
+                if let Err(left) = machine.abandon_copy(volume.port).await {
+                    tracing::warn!(error = %left, volume = %name, "what a copy left is cleared away by the next one");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Does something while the guest's writes to a volume are held, and tells how long that was.
+    async fn held<T>(
+        &self,
+        volume: &VolumeRef,
+        what: impl Future<Output = Result<T>>,
+    ) -> Result<(T, Duration)> {
+        let guest = &self.running()?.guest;
+        let began = Instant::now();
+        let done = match guest.freeze(mount_of(volume)).await {
+            Ok(()) => what.await,
+            Err(error) => Err(guest_refused(error)),
+        };
+        let thawed = guest.thaw(mount_of(volume)).await;
+        let stall = began.elapsed();
+        let done = done?;
+        thawed.map_err(guest_refused)?;
+        Ok((done, stall))
+    }
+}
+
+/// Plugs in the disks of volumes that the manifest names and the machine lacks.
+pub(crate) async fn plug_missing(machine: &Machine, manifest: &Manifest) -> Result<()> {
+    for volume in &manifest.volumes {
+        if !machine.has_volume(volume.port).await? {
+            let plugged = machine.plug_volume(&disk(manifest, volume)).await;
+            plugged.map_err(|error| plug_failed(error, &volume.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// The disks of volumes that the manifest names and the machine lacks are plugged in, and all are mounted: a daemon died
+/// in the middle of an attach or a detach.
+pub(crate) async fn restore(machine: &Machine, guest: &guest::Guest, manifest: &Manifest) -> Result<()> {
+    plug_missing(machine, manifest).await?;
+    for volume in &manifest.volumes {
+        machine.abandon_copy(volume.port).await?;
+        // A daemon that died may have left its writes held: they go on with the new session.
+        guest.mount(mount_of(volume)).await.map_err(guest_refused)?;
+    }
+    Ok(())
+}
+
+fn not_attached(name: &VolumeName) -> Error {
+    Error::new(ErrorKind::Conflict, format!("volume {name} is not attached any more")).hint("try again")
+}
+
+/// What the agent says of a volume, as the answer to a verb on volumes.
+pub(crate) fn guest_refused(error: guest::Error) -> Error {
+    let guest::ErrorKind::Refused { code } = error.kind() else { return error.into() };
+    let said = error.said().unwrap_or("the guest refused").to_owned();
+    match code {
+        wire::ErrorCode::Busy => busy(said).hint("end that process, or what it does there, and try again"),
+        wire::ErrorCode::BadRequest if said.contains("does not know that request") => {
+            let text = "the agent in the guest's memory is older than volumes";
+            Error::new(ErrorKind::Conflict, text)
+                .hint("boot the sandbox: `bhatti start NAME --discard-memory`")
+        }
+        wire::ErrorCode::BadRequest => Error::new(ErrorKind::BadRequest, said),
+        _ => Error::new(ErrorKind::GuestRefused, said),
+    }
+}
