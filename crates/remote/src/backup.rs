@@ -63,7 +63,7 @@ impl Shelf {
     ) -> Result<BackupReport> {
         let size = source.metadata().map_err(|error| Error::io(OP, self.volume.as_str(), error))?.len();
         let known = self.known().await?;
-        let name = self.volume.clone();
+        let name = self.volume.to_string();
         let (queue, packed) = mpsc::channel(QUEUE);
         let reader = tokio::task::spawn_blocking(move || {
             read_and_pack(&source, size, known.chunks, &name, &watch, &queue)

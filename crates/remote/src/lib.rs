@@ -39,7 +39,7 @@ mod watch;
 
 pub use backup::BackupReport;
 pub use error::{Error, ErrorKind, Result};
-pub use id::BackupId;
+pub use id::{BackupId, BackupIdError};
 pub use manifest::Summary;
 pub use plan::{Keep, PrunePlan, plan_prune};
 pub use prune::PruneReport;

@@ -1,7 +1,7 @@
 //! A backup's manifest: written last, never again, and the only thing that makes chunks a backup.
 
 use serde::{Deserialize, Serialize};
-use types::{Bytes, Owner, Timestamp};
+use types::{Bytes, Owner, Timestamp, VolumeName};
 
 use crate::chunk::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Run, Table};
 use crate::record::{self, Format};
@@ -15,7 +15,7 @@ const FORMAT: Format = Format { name: "bhatti-backup", version: 1 };
 struct Body {
     id: BackupId,
     owner: Owner,
-    volume: String,
+    volume: VolumeName,
     created_at: Timestamp,
     size_bytes: u64,
     data_bytes: u64,
@@ -33,7 +33,7 @@ pub struct Summary {
     /// Whose the volume was.
     pub owner: Owner,
     /// The volume's name.
-    pub volume: String,
+    pub volume: VolumeName,
     /// When the copy that it was made from was taken.
     pub created_at: Timestamp,
     /// The volume's size.
@@ -119,7 +119,7 @@ mod tests {
             summary: Summary {
                 id: "20261125t192352-1a2b3c4d".parse().unwrap(),
                 owner: Owner::admin(),
-                volume: "data".to_owned(),
+                volume: "data".parse().unwrap(),
                 created_at: Timestamp(1_795_634_632_123),
                 size: Bytes(8 << 20),
                 data: Bytes(3 << 20),

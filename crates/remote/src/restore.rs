@@ -64,14 +64,14 @@ impl Shelf {
 
         let moved = AtomicU64::new(manifest_bytes);
         let write = async |number: u64, chunk: ChunkId| -> Result<u64> {
-            let (into, name) = (Arc::clone(&into), self.volume.clone());
+            let (into, name) = (Arc::clone(&into), self.volume.to_string());
             let at = number.saturating_mul(u64::from(manifest.chunk_bytes));
             let read = self.with_chunk(&manifest, number, chunk, move |plain| {
                 into.write_all_at(plain, at).map_err(|error| Error::io("write", name, error))
             });
             let done = Bytes(at.saturating_add(u64::from(manifest.chunk_bytes)).min(size.0));
             let moved = Bytes(moved.fetch_add(read.await?, Ordering::Relaxed));
-            watch.at(OP, &self.volume, Progress { done, total: size, moved }).map(|()| 1)
+            watch.at(OP, self.volume.as_str(), Progress { done, total: size, moved }).map(|()| 1)
         };
         let chunks = futures_util::stream::iter(manifest.table.0.iter().copied())
             .map(|(number, chunk)| write(number, chunk))
@@ -80,7 +80,7 @@ impl Shelf {
             .await?;
         self.compare(Arc::clone(&manifest), into).await?;
         let moved = Bytes(moved.load(Ordering::Relaxed));
-        watch.at(OP, &self.volume, Progress { done: size, total: size, moved })?;
+        watch.at(OP, self.volume.as_str(), Progress { done: size, total: size, moved })?;
         Ok(RestoreReport { summary: manifest.summary.clone(), chunks, moved })
     }
 
@@ -94,7 +94,8 @@ impl Shelf {
         let look = async |number: u64, chunk: ChunkId| {
             let read = self.with_chunk(&manifest, number, chunk, |_| Ok(())).await;
             let done = Bytes(number.saturating_mul(u64::from(manifest.chunk_bytes)).min(size.0));
-            let seen = watch.at("verify", &self.volume, Progress { done, total: size, moved: Bytes(0) });
+            let seen =
+                watch.at("verify", self.volume.as_str(), Progress { done, total: size, moved: Bytes(0) });
             seen.map(|()| read)
         };
         let mut report = VerifyReport { summary: manifest.summary.clone(), good: 0, bad: Vec::new() };
@@ -140,7 +141,7 @@ impl Shelf {
 
     /// Reads what was written and compares it with the manifest's root.
     async fn compare(&self, manifest: Arc<Manifest>, written: Arc<File>) -> Result<()> {
-        let name = self.volume.clone();
+        let name = self.volume.to_string();
         let object = self.manifest_path(&manifest.summary.id).to_string();
         let work = move || {
             let size = manifest.summary.size.0;

@@ -6,7 +6,7 @@ use bytes::Bytes as Buffer;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStoreExt as _, PutMode};
-use types::Owner;
+use types::{Owner, VolumeName};
 
 use crate::chunk::ChunkId;
 use crate::manifest::{Manifest, Summary};
@@ -23,7 +23,7 @@ const MANIFEST_BYTES_MAX: u64 = 1200 << 20;
 pub struct Shelf {
     pub(crate) store: Store,
     pub(crate) owner: Owner,
-    pub(crate) volume: String,
+    pub(crate) volume: VolumeName,
 }
 
 /// One entry of a list: a backup, or why it cannot be read.
@@ -46,7 +46,13 @@ pub(crate) struct Known {
 }
 
 impl Shelf {
-    pub(crate) fn new(store: Store, owner: Owner, volume: String) -> Self {
+    /// The store's URL.
+    #[must_use]
+    pub fn store_url(&self) -> &str {
+        self.store.url()
+    }
+
+    pub(crate) fn new(store: Store, owner: Owner, volume: VolumeName) -> Self {
         Self { store, owner, volume }
     }
 

@@ -22,7 +22,7 @@ impl Place {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::directory(&dir.path().join("store")).unwrap();
-        let shelf = store.shelf(&Owner::admin(), "data").unwrap();
+        let shelf = store.shelf(&Owner::admin(), &"data".parse().unwrap());
         Self { dir, shelf }
     }
 
@@ -243,7 +243,7 @@ fn a_backup_of_another_volume_is_refused_by_that_volumes_name() {
     run(async {
         let place = Place::new();
         let store = Store::directory(&place.dir.path().join("store")).unwrap();
-        let other = store.shelf(&Owner::admin(), "other").unwrap();
+        let other = store.shelf(&Owner::admin(), &"other".parse().unwrap());
         let report = other.backup(place.file("o", MIB, &[(0, b"other")]), NOW, nobody()).await.unwrap();
         let id = report.summary.id;
         let missing = place.shelf.restore(&id, place.open("back"), nobody()).await.unwrap_err();

@@ -58,7 +58,7 @@ impl Server {
     }
 
     fn shelf(&self, url: &str) -> Shelf {
-        Store::open(url, &self.options()).unwrap().shelf(&Owner::admin(), "data").unwrap()
+        Store::open(url, &self.options()).unwrap().shelf(&Owner::admin(), &"data".parse().unwrap())
     }
 
     /// The bucket, as somebody else sees it.
@@ -177,7 +177,8 @@ fn a_bucket_that_is_not_there_and_a_server_that_is_not_there_are_refused() {
         let mut options = server.options();
         drop(server);
         options.endpoint = Some("http://127.0.0.1:9".to_owned());
-        let shelf = Store::open("s3://backups", &options).unwrap().shelf(&Owner::admin(), "data").unwrap();
+        let shelf =
+            Store::open("s3://backups", &options).unwrap().shelf(&Owner::admin(), &"data".parse().unwrap());
         let error = shelf.list().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Store);
         assert!(error.to_string().contains("can be reached"), "{error}");
