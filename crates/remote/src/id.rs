@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use types::Timestamp;
 
-/// A backup's id, such as `20261125t192352-1a2b3c4d`. Ids sort by time (UTC).
+/// A backup's id, such as `20261125t192352-1a2b3c4d`. Ids sort by time (UTC), to the second.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct BackupId(String);
@@ -34,6 +34,11 @@ impl BackupId {
         let time: String = at.to_string().chars().filter(char::is_ascii_digit).take(14).collect();
         let (day, time) = time.split_at(8);
         Self(format!("{day}t{time}-{:08x}", u32::from_le_bytes(raw)))
+    }
+
+    /// The part that says when, in whole seconds.
+    pub(crate) fn second(&self) -> &str {
+        &self.0[..15]
     }
 
     /// The text.

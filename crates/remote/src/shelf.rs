@@ -66,7 +66,11 @@ impl Shelf {
             let manifest = self.manifest(&id).await.map(|(manifest, _)| manifest.summary);
             Listed { id, manifest }
         });
-        Ok(all.buffered(AT_ONCE).collect().await)
+        let mut all: Vec<Listed> = all.buffered(AT_ONCE).collect().await;
+        // Ids have whole seconds; a damaged backup keeps the place that its id gives it.
+        let at = |one: &Listed| one.manifest.as_ref().ok().map(|summary| summary.created_at);
+        all.sort_by(|a, b| a.id.second().cmp(b.id.second()).then_with(|| at(a).cmp(&at(b))));
+        Ok(all)
     }
 
     /// What one backup says of itself.

@@ -4,18 +4,18 @@ use std::convert::Infallible;
 
 use axum::Json as JsonReply;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use sandbox::{BackupId, BackupPlace, BackupProgress, Keep, Listed, PruneReport, Summary};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::mpsc;
 use types::VolumeName;
 
 use crate::auth::Caller;
 use crate::exec::{ndjson, wants_ndjson};
-use crate::extract::Json;
+use crate::extract::{Json, Params};
 use crate::refusal::Refusal;
 use crate::router::App;
 use crate::tell;
@@ -23,18 +23,11 @@ use crate::tell;
 /// How many reports of progress may wait for a slow client; what comes then is dropped.
 const BACKLOG: usize = 16;
 
-/// Which store a question without a body is about.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct From {
-    /// Another store than this host's, by URL. For the admin only.
-    from: Option<String>,
-}
-
 /// Lists a volume's backups, oldest first; also of a volume that is gone. A damaged one is in the list and says so.
 #[utoipa::path(
     get, path = "/volumes/{name}/backups", tag = "volumes",
-    params(("name" = String, Path, description = "Name of the volume"), From),
+    params(("name" = String, Path, description = "Name of the volume"),
+        ("from" = Option<String>, Query, description = "Another store than this host's, by URL. For the admin only")),
     responses(
         (status = 200, body = Vec<api::Backup>), (status = 400, body = api::ErrorBody),
         (status = 404, body = api::ErrorBody),
@@ -45,9 +38,11 @@ pub(crate) async fn list(
     State(app): State<App>,
     Caller(owner): Caller,
     Path(name): Path<String>,
-    Query(From { from }): Query<From>,
+    mut params: Params,
 ) -> Result<JsonReply<Vec<api::Backup>>, Refusal> {
     let name: VolumeName = name.parse()?;
+    let from = params.text("from")?;
+    params.done()?;
     let listed = app.host.volume_backups(&owner, &name, place(from)).await?;
     Ok(JsonReply(listed.into_iter().map(|one| told(&name, one)).collect()))
 }
@@ -138,7 +133,8 @@ pub(crate) async fn restore(
 /// Removes one backup, damaged or not, and what only it needed.
 #[utoipa::path(
     delete, path = "/volumes/{name}/backups/{id}", tag = "volumes",
-    params(("name" = String, Path, description = "Name of the volume"), ("id" = String, Path, description = "Id of the backup"), From),
+    params(("name" = String, Path, description = "Name of the volume"), ("id" = String, Path, description = "Id of the backup"),
+        ("from" = Option<String>, Query, description = "Another store than this host's, by URL. For the admin only")),
     responses(
         (status = 200, body = api::BackupPruneReply), (status = 400, body = api::ErrorBody),
         (status = 404, body = api::ErrorBody),
@@ -149,8 +145,10 @@ pub(crate) async fn delete(
     State(app): State<App>,
     Caller(owner): Caller,
     Path((name, backup)): Path<(String, String)>,
-    Query(From { from }): Query<From>,
+    mut params: Params,
 ) -> Result<JsonReply<api::BackupPruneReply>, Refusal> {
+    let from = params.text("from")?;
+    params.done()?;
     let report = app.host.volume_backup_delete(&owner, &name.parse()?, &id(&backup)?, place(from)).await?;
     Ok(JsonReply(prune_reply(report, false)))
 }
