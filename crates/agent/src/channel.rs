@@ -218,7 +218,6 @@ impl Agent {
 
     /// Ends the session with a host: its commands are killed, its looks at sessions end, nothing else changes.
     fn end_session(&mut self) {
-        self.thaw(None);
         for stream in std::mem::take(&mut self.streams).into_values() {
             if let Stream::Task(mut task) = stream {
                 self.owners.remove(&task.pid());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 use sys::guest_process::{GuestSignal, SignalQueue, SoleThread};
-use wire::{ExitStatus, MAX_PAYLOAD, Nonce, VolumeMount};
+use wire::{ExitStatus, MAX_PAYLOAD, Nonce};
 
 use crate::channel::Phase;
 use crate::outbox::Outbox;
@@ -59,8 +59,6 @@ pub struct Agent {
     pub(crate) init_started: bool,
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) power_off: bool,
-    /// Volumes whose writes are held, and until when at most.
-    pub(crate) frozen: Vec<(VolumeMount, Instant)>,
     /// The device whose size the root file system may grow to.
     pub(crate) root_disk: String,
     signals: SignalQueue,
@@ -90,7 +88,6 @@ impl Agent {
             init_started: false,
             environment: BTreeMap::new(),
             power_off: false,
-            frozen: vec![],
             root_disk,
             signals,
             readable: true,
@@ -217,7 +214,6 @@ impl Agent {
 
     fn look_at_clocks(&mut self) {
         let now = Instant::now();
-        self.thaw(Some(now));
         let due: Vec<u32> = self
             .streams
             .iter_mut()
@@ -245,7 +241,7 @@ impl Agent {
             Stream::Task(task) => task.next_look(),
             Stream::Client(_) => None,
         });
-        let first = tasks.chain(self.frozen.iter().map(|(_, until)| *until)).min();
+        let first = tasks.min();
         let first = self.sessions.iter_mut().filter_map(|session| session.next_look()).chain(first).min();
         first.map(|at| at.saturating_duration_since(Instant::now()))
     }

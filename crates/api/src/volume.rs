@@ -52,7 +52,7 @@ pub struct VolumeReply {
     /// How it was cloned: `reflink` or `sparse_copy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clone: Option<String>,
-    /// How long a guest's writes to the source were held for the clone; missing where no guest could write.
+    /// How long a guest's writes to the source had to wait for the clone; missing where no guest could write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_ms: Option<f64>,
     /// Milliseconds of each phase of this call, and `total`; empty for a no-op.

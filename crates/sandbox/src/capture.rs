@@ -125,6 +125,9 @@ impl Actor {
         let mut watch = Stopwatch::start();
         self.fold_layers().await?;
         watch.lap("fold");
+        // The long part first: what is written meanwhile is little.
+        let (staged, volumes) = self.prepare_volumes(staged).await?;
+        watch.lap("volumes");
         let running = self.running()?;
         let hot = self.state == State::Hot;
         if hot && !with_memory {
@@ -146,6 +149,9 @@ impl Actor {
                 staged.take_root(freeze.top_path(), StorageLayout::Overlay)?;
                 Some(freeze)
             };
+            for volume in writable(&before) {
+                store.sync_volume(&before.owner, &volume.name)?;
+            }
             let buffer = looked_at.as_ref().map(CaptureBuffer::for_guest).transpose().map_err(no_memory)?;
             if with_memory {
                 dir.stage_devices()?;
@@ -154,8 +160,6 @@ impl Actor {
         })
         .await?;
         watch.lap("prepare");
-        let (staged, volumes) = self.prepare_volumes(staged).await?;
-        watch.lap("volumes");
         // The half frame that a copy would find on its channel is finished first.
         let quiet = match hot {
             true => running.guest.quiet(tokio::time::Instant::now() + QUIET_TIMEOUT).await.ok(),

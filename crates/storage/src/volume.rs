@@ -14,6 +14,7 @@
 //! Whoever writes to a volume, or replaces or removes it, has it alone; whoever reads it shares it with others who read.
 //! These are QEMU's own locks (`sys::host_image_lock`), so a VMM that outlived its daemon counts.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -134,7 +135,8 @@ impl Volumes<'_> {
             names => names?,
         };
         let names = names.iter().filter_map(|name| name.strip_suffix(".ext4")?.parse::<VolumeName>().ok());
-        Ok(names.map(|name| (name.clone(), self.open(owner, &name))).collect())
+        let names: BTreeSet<VolumeName> = names.collect();
+        Ok(names.into_iter().map(|name| (name.clone(), self.open(owner, &name))).collect())
     }
 
     /// Whether there is a file of that name, readable or not.
@@ -324,6 +326,14 @@ impl StagedVolume {
     pub fn copy_of(&self, from: &Path) -> Result<CloneReport> {
         let source = File::open(from).map_err(|error| Error::io("open", from, error))?;
         crate::clone::clone_into(&source, self.staged.file(), self.path())
+    }
+
+    /// Writes what it has so far to the disk.
+    ///
+    /// # Errors
+    /// `NoSpace`, or what the system says.
+    pub fn sync(&self) -> Result<()> {
+        durable::sync(self.staged.file(), self.path())
     }
 
     /// Shares the extents of `from`; `false`, and it is as before, where the filesystem cannot.

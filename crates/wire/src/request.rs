@@ -35,11 +35,9 @@ pub enum Request {
     Unmount(VolumeMount),
     /// Let a mounted volume's file system grow to its disk: `Reply(Done)`.
     GrowVolume(VolumeGrowth),
-    /// Write a volume's file system out and hold all writes to it until `Thaw`, the end of the session or
-    /// [`crate::FREEZE_LIMIT_MS`], whichever comes first: `Reply(Done)`.
-    Freeze(VolumeMount),
-    /// Let writes go on: `Reply(Done)`. `bad_request` when they went on already.
-    Thaw(VolumeMount),
+    /// Play back the journal of a file system whose disk was plugged in, a clone's, by mounting it for a moment out of
+    /// sight; the path is not used: `Reply(Done)`.
+    Settle(VolumeMount),
     /// `Reply(Done)` at once, then an orderly end of everything and of the guest.
     Poweroff,
 }

@@ -93,7 +93,7 @@ fn took(reply: &api::VolumeReply) -> String {
 fn cloned(reply: &api::VolumeReply) -> String {
     let way = reply.clone.as_deref().unwrap_or("copy");
     let stall =
-        reply.stall_ms.map(|ms| format!(", the guest's writes were held for {}", table::milliseconds(ms)));
+        reply.stall_ms.map(|ms| format!(", the guest's writes waited for {}", table::milliseconds(ms)));
     format!(
         "volume {} is ready{}: cloned by {way}{}",
         reply.volume.name,
@@ -232,7 +232,7 @@ mod tests {
             timings_ms: [("total".to_owned(), 81.0)].into(),
             warnings: Vec::new(),
         };
-        let told = "volume copy is ready in 81 ms: cloned by reflink, the guest's writes were held for 12 ms";
+        let told = "volume copy is ready in 81 ms: cloned by reflink, the guest's writes waited for 12 ms";
         assert_eq!(cloned(&reply), told);
         reply.stall_ms = None;
         assert_eq!(cloned(&reply), "volume copy is ready in 81 ms: cloned by reflink");
