@@ -205,8 +205,13 @@ impl Agent {
         };
         if let Some(config) = config {
             self.environment = config.env;
-            if let Some(init) = config.init.filter(|_| !self.init_started) {
-                match self.start_init(&init) {
+            self.defaults = config.defaults;
+            let command = match config.init {
+                Some(line) => vec!["/bin/sh".to_string(), "-c".to_string(), line],
+                None => self.defaults.init.clone(),
+            };
+            if !command.is_empty() && !self.init_started {
+                match self.start_init(&command) {
                     Ok(()) => self.init_started = true,
                     Err(failed) => warnings.push(format!("init command: {}", failed.message)),
                 }

@@ -105,6 +105,7 @@ impl Agent {
             sandbox_env: &self.environment,
             cwd: exec.cwd.as_deref(),
             user: exec.user.as_deref(),
+            defaults: &self.defaults,
             wiring,
         }
     }
@@ -160,6 +161,7 @@ impl Agent {
                     sandbox_env: &self.environment,
                     cwd: wanted.cwd.as_deref(),
                     user: wanted.user.as_deref(),
+                    defaults: &self.defaults,
                     wiring: Wiring::Terminal(&wanted.tty),
                 })?;
                 self.add_session(SessionKind::Shell, true, None, started)
@@ -177,14 +179,14 @@ impl Agent {
     }
 
     /// Starts the sandbox's init command, as the default user.
-    pub fn start_init(&mut self, init: &str) -> Result<(), Failure> {
-        let argv = ["/bin/sh".to_string(), "-c".to_string(), init.to_string()];
+    pub fn start_init(&mut self, command: &[String]) -> Result<(), Failure> {
         let started = start(&Launch {
-            argv: Some(&argv),
+            argv: Some(command),
             env: &BTreeMap::new(),
             sandbox_env: &self.environment,
             cwd: None,
             user: None,
+            defaults: &self.defaults,
             wiring: Wiring::Together,
         })?;
         self.add_session(SessionKind::Init, false, None, started);

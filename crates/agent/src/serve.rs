@@ -58,6 +58,8 @@ pub struct Agent {
     pub(crate) sandbox_id: Option<String>,
     pub(crate) init_started: bool,
     pub(crate) environment: BTreeMap<String, String>,
+    /// What commands get that say nothing themselves.
+    pub(crate) defaults: wire::CommandDefaults,
     pub(crate) power_off: bool,
     /// The device whose size the root file system may grow to.
     pub(crate) root_disk: String,
@@ -87,6 +89,7 @@ impl Agent {
             sandbox_id: None,
             init_started: false,
             environment: BTreeMap::new(),
+            defaults: wire::CommandDefaults::default(),
             power_off: false,
             root_disk,
             signals,

@@ -7,9 +7,11 @@ mod backup;
 mod error;
 mod exec;
 mod host;
+mod image;
 mod request;
 mod sandbox;
 mod snapshot;
+mod task;
 mod upkeep;
 mod usage;
 mod volume;
@@ -20,10 +22,12 @@ pub use backup::{
 };
 pub use error::{ErrorBody, ErrorDetail};
 pub use exec::{ExecEvent, ExecRequest, ExecResponse, ShellControl, TtySize};
-pub use host::{Event, Health, ImageObject, Version};
+pub use host::{Event, Health, Version};
+pub use image::{BuildRequest, ImageConfig, ImageObject, PullRequest, SaveRequest};
 pub use request::{CreateRequest, EditRequest, FileSpec, StartRequest, StopRequest, VolumeSpec};
 pub use sandbox::{FileEntry, FileStat, LastTransition, Sandbox, SandboxReply, Session};
 pub use snapshot::{ForkReply, ForkRequest, ResumeRequest, Snapshot, SnapshotReply, SnapshotRequest};
+pub use task::{Task, TaskProgress};
 pub use upkeep::{Checked, Finding, Fsck, FsckEvent, FsckRequest, Gc, GcItem, GcRequest};
 pub use usage::{FileUsage, ObjectUsage, OwnerUsage, SandboxUsage, SnapshotUsage, Usage, UsageFigures};
 pub use volume::{

@@ -1,5 +1,6 @@
 //! What can be typed: every verb and flag, and nothing of what they do.
 
+mod image;
 mod setup;
 mod snapshot;
 mod volume;
@@ -10,6 +11,7 @@ use std::str::FromStr;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use types::{ImageName, SandboxName};
 
+pub use image::{Image, ImageDelete, ImageImport};
 pub use setup::{Setup, Storage};
 pub use snapshot::{Copied, Fork, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotResume, SnapshotWhich};
 pub use volume::{
@@ -100,7 +102,7 @@ pub enum Verb {
     /// Read, write and list files of a sandbox
     #[command(subcommand)]
     File(File),
-    /// Base images
+    /// Base images: fetched, imported, built, saved, removed
     #[command(subcommand)]
     Image(Image),
     /// Tell what happened, and what happens
@@ -591,13 +593,6 @@ pub struct FileWrite {
     /// Make missing parent directories
     #[arg(long)]
     pub mkdirs: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Image {
-    /// List base images
-    #[command(visible_alias = "ls")]
-    List,
 }
 
 #[derive(Debug, Args)]

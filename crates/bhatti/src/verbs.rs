@@ -15,6 +15,7 @@ mod lifecycle;
 mod loop_storage;
 mod prepare;
 mod snapshot;
+mod task;
 mod upkeep;
 mod version;
 mod volume;

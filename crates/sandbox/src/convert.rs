@@ -106,9 +106,14 @@ impl From<image::Error> for Error {
             K::Missing => ErrorKind::NotReady,
             K::Tool | K::Io => ErrorKind::Internal,
             K::Input => ErrorKind::BadRequest,
-            K::Cancelled => ErrorKind::ShuttingDown,
+            K::Cancelled => ErrorKind::Cancelled,
+            K::NoSpace => ErrorKind::NoSpace,
+            K::TooLarge => ErrorKind::TooLarge,
+            K::NotFound => ErrorKind::NotFound,
+            K::Denied => ErrorKind::RegistryDenied,
+            K::Registry => ErrorKind::Registry,
         };
-        Self::new(kind, error.to_string()).with_source_of(&error)
+        Self::new(kind, error.to_string()).hint(error.hint()).with_source_of(&error)
     }
 }
 

@@ -47,6 +47,14 @@ pub enum ErrorKind {
     Vmm,
     /// The deadline passed.
     Timeout,
+    /// Others were made from it, or use it.
+    InUse,
+    /// Somebody did not want it any more.
+    Cancelled,
+    /// A registry does not let us in.
+    RegistryDenied,
+    /// A registry cannot be reached, or does not do its part.
+    Registry,
     /// The daemon is shutting down.
     ShuttingDown,
     /// Anything that should not happen.
@@ -77,6 +85,10 @@ impl ErrorKind {
             Self::StreamBroken => "stream_broken",
             Self::Vmm => "vmm_failed",
             Self::Timeout => "timeout",
+            Self::InUse => "in_use",
+            Self::Cancelled => "cancelled",
+            Self::RegistryDenied => "registry_denied",
+            Self::Registry => "registry_failed",
             Self::ShuttingDown => "shutting_down",
             Self::Internal => "internal",
         }

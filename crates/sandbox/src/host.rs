@@ -38,7 +38,8 @@ pub(crate) struct Inner {
     pub(crate) volumes: KeyedLocks<(Owner, VolumeName)>,
     /// Cancelled when the daemon ends, for what goes on by itself.
     pub(crate) ending: CancellationToken,
-    owners: TaskTracker,
+    pub(crate) owners: TaskTracker,
+    pub(crate) tasks: crate::tasks::Tasks,
     limits: SpecLimits,
     info: OnceLock<HostInfo>,
     _lock: DaemonLock,
@@ -70,11 +71,13 @@ impl Host {
                 volumes: KeyedLocks::default(),
                 ending: CancellationToken::new(),
                 owners: TaskTracker::new(),
+                tasks: crate::tasks::Tasks::default(),
                 limits,
                 info: OnceLock::new(),
                 _lock: lock,
             }),
         };
+        crate::tasks::bury(&host.inner.services)?;
         crate::reopen::reopen(&host).await?;
         host.look_after_schedules();
         Ok(host)
@@ -314,6 +317,7 @@ impl Host {
     /// With `stop_all`: the first sandbox that could not be put to sleep; the others are tried all the same.
     pub async fn shutdown(&self, stop_all: bool) -> Result<()> {
         self.inner.ending.cancel();
+        self.inner.tasks.end();
         let entries = self.inner.registry.close();
         let mut first_error = None;
         if stop_all {

@@ -23,6 +23,7 @@ mod error;
 mod events;
 mod guest_verbs;
 mod host;
+mod images;
 mod keyed;
 mod launch;
 mod lease;
@@ -38,6 +39,7 @@ mod sleep;
 mod snapshots;
 mod state;
 mod storage_layout;
+mod tasks;
 mod template;
 mod timing;
 mod upkeep;
@@ -54,6 +56,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use guest::{ExecEvent, ExecStream, FileReader, FileWriter, StdinSender};
 pub use host::Host;
 pub use image::{Cancel, Progress};
+pub use images::{PullWish, Upload};
 pub use lease::Leased;
 pub use loop_plan::LoopWish;
 pub use loop_setup::{LoopConfig, LoopReport, loop_advice, loop_storage};
@@ -67,6 +70,7 @@ pub use storage::{
     Figures, FileUsage, Finding, FsckProgress, FsckReport, GcItem, ImageRecord, Outcome, Severity, Trial,
     Usage,
 };
+pub use tasks::{TaskError, TaskProgress, TaskRecord, TaskStatus};
 pub use upkeep::{Gc, Upkeep};
 pub use usage::UsageCheck;
 pub use view::{

@@ -59,6 +59,8 @@ pub(crate) struct Services {
     pub(crate) store: Store,
     pub(crate) events: Events,
     pub(crate) builds: crate::keyed::KeyedLocks<types::ContentId>,
+    /// One download of a blob at a time, by its digest.
+    pub(crate) downloads: crate::keyed::KeyedLocks<String>,
     pub(crate) accel: OnceCell<Accel>,
     pub(crate) layout: OnceCell<StorageLayout>,
     index: Arc<Mutex<Index>>,
@@ -85,6 +87,7 @@ impl Services {
             store,
             events: Events::new(Arc::clone(&index)),
             builds: crate::keyed::KeyedLocks::default(),
+            downloads: crate::keyed::KeyedLocks::default(),
             accel: OnceCell::new(),
             layout: OnceCell::new(),
             index,

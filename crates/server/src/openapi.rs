@@ -3,7 +3,9 @@
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use crate::{backups, events, exec, files, host, sandboxes, shell, snapshots, upkeep, usage, volumes};
+use crate::{
+    backups, events, exec, files, host, images, sandboxes, shell, snapshots, tasks, upkeep, usage, volumes,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -13,7 +15,10 @@ use crate::{backups, events, exec, files, host, sandboxes, shell, snapshots, upk
                        the unix socket needs no key."
     ),
     paths(
-        host::health, host::version, host::images, events::events, usage::usage, usage::of_sandbox, upkeep::fsck, upkeep::gc,
+        host::health, host::version, events::events,
+        images::list, images::inspect, images::delete, images::pull, images::import, images::save, images::build,
+        tasks::list, tasks::inspect, tasks::cancel,
+        usage::usage, usage::of_sandbox, upkeep::fsck, upkeep::gc,
         sandboxes::list, sandboxes::create, sandboxes::inspect, sandboxes::edit, sandboxes::destroy,
         sandboxes::stop, sandboxes::start, sandboxes::sessions, snapshots::fork,
         snapshots::create, snapshots::list, snapshots::inspect, snapshots::delete, snapshots::resume,

@@ -10,7 +10,9 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::{AdminKey, TcpRules, tcp_door, unix_door};
-use crate::{backups, events, exec, files, host, sandboxes, shell, snapshots, upkeep, usage, volumes};
+use crate::{
+    backups, events, exec, files, host, images, sandboxes, shell, snapshots, tasks, upkeep, usage, volumes,
+};
 
 /// What every route has at hand.
 #[derive(Clone)]
@@ -75,7 +77,14 @@ pub(crate) fn with_drain(host: Host, door: Door, drain: Drain) -> Router {
         .route("/version", get(host::version))
         .route("/openapi.json", get(host::openapi))
         .route("/events", get(events::events))
-        .route("/images", get(host::images))
+        .route("/images", get(images::list))
+        .route("/images/pull", post(images::pull))
+        .route("/images/import", post(images::import))
+        .route("/images/save", post(images::save))
+        .route("/images/build", post(images::build))
+        .route("/images/{name}", get(images::inspect).delete(images::delete))
+        .route("/tasks", get(tasks::list))
+        .route("/tasks/{id}", get(tasks::inspect).delete(tasks::cancel))
         .route("/sandboxes", get(sandboxes::list).post(sandboxes::create))
         .route("/sandboxes/{id}", get(sandboxes::inspect).patch(sandboxes::edit).delete(sandboxes::destroy))
         .route("/sandboxes/{id}/stop", post(sandboxes::stop))

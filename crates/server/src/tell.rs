@@ -220,6 +220,32 @@ pub(crate) fn image(image: sandbox::ImageRecord) -> api::ImageObject {
         allocated_bytes: image.allocated.0,
         created_at: image.created_at.to_string(),
         source: image.source,
+        config: image.config.map(|config| api::ImageConfig {
+            env: config.env,
+            working_dir: config.working_dir,
+            user: config.user,
+            entrypoint: config.entrypoint,
+            cmd: config.cmd,
+        }),
+    }
+}
+
+pub(crate) fn task(task: sandbox::TaskRecord) -> api::Task {
+    let sandbox::TaskProgress { what, done_bytes, total_bytes } = task.progress;
+    api::Task {
+        id: task.id.into(),
+        kind: task.kind,
+        subject: task.subject,
+        status: task.status.as_str().to_owned(),
+        progress: api::TaskProgress { what, done_bytes, total_bytes },
+        error: task.error.map(|error| api::ErrorDetail {
+            code: error.code,
+            message: error.message,
+            hint: error.hint,
+        }),
+        result: task.result,
+        created_at: task.created_at.to_string(),
+        finished_at: task.finished_at.map(|at| at.to_string()),
     }
 }
 

@@ -35,8 +35,8 @@ mod scan;
 pub use codec::{DataFrame, Decoder, WireError, encode};
 pub use hex::Hex;
 pub use message::{
-    Attach, AttachFailed, ErrorCode, ExitStatus, Failure, Frame, Identity, InlineConfig, Message, Started,
-    Welcome, WindowSize,
+    Attach, AttachFailed, CommandDefaults, ErrorCode, ExitStatus, Failure, Frame, Identity, InlineConfig,
+    Message, Started, Welcome, WindowSize,
 };
 pub use request::{
     Exec, FileKind, FileList, FileRead, FileStat, FileWrite, Info, LineRange, ReadSummary, Reply, Request,

@@ -112,6 +112,30 @@ pub struct InlineConfig {
     /// The command to run as the session `init`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
+    /// What the sandbox's image wants.
+    #[serde(default, skip_serializing_if = "CommandDefaults::is_empty")]
+    pub defaults: CommandDefaults,
+}
+
+/// What commands get that say nothing themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandDefaults {
+    /// The working directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// The user, perhaps with `:` and a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Program and arguments of the session `init`, where [`InlineConfig::init`] has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub init: Vec<String>,
+}
+
+impl CommandDefaults {
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The agent's first message.
