@@ -3,6 +3,7 @@
 //! Requests refuse unknown fields, so that a misspelt option is an error and not a surprise. Everything here is
 //! shape only: checking what a request means is the server's part.
 
+mod backup;
 mod error;
 mod exec;
 mod host;
@@ -15,6 +16,10 @@ mod upkeep;
 mod usage;
 mod volume;
 
+pub use backup::{
+    Backup, BackupEvent, BackupProgress, BackupPruneReply, BackupPruneRequest, BackupReply, BackupRequest,
+    RestoreEvent, RestoreReply, RestoreRequest, Schedule, ScheduleRequest,
+};
 pub use error::{ErrorBody, ErrorDetail};
 pub use exec::{ExecEvent, ExecRequest, ExecResponse, ShellControl, TtySize};
 pub use host::{Event, Health, Version};

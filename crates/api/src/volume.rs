@@ -23,6 +23,9 @@ pub struct Volume {
     /// Id of the copy of a sandbox that it was cloned for. It is deleted with that sandbox, unless it is detached before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_for: Option<String>,
+    /// When it is backed up by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<crate::Schedule>,
 }
 
 /// A sandbox that has a volume.

@@ -99,7 +99,8 @@ impl Daemon {
         Ok(())
     }
 
-    fn remove(&self, path: &str) -> Result<()> {
+    /// Removes what has this path.
+    pub(crate) fn remove(&self, path: &str) -> Result<()> {
         let url = format!("{}{path}", self.url);
         let reply =
             self.agent.delete(url).header("Authorization", self.bearer()).call().during("destroying")?;

@@ -15,7 +15,8 @@ pub use image::{Image, ImageDelete, ImageImport};
 pub use setup::{Setup, Storage};
 pub use snapshot::{Copied, Fork, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotResume, SnapshotWhich};
 pub use volume::{
-    MountArg, Volume, VolumeAttach, VolumeClone, VolumeCreate, VolumeDelete, VolumeDetach, VolumeResize,
+    MountArg, Volume, VolumeAttach, VolumeBackup, VolumeBackupDelete, VolumeBackupPrune, VolumeBackups,
+    VolumeClone, VolumeCreate, VolumeDelete, VolumeDetach, VolumeResize, VolumeRestore, VolumeSchedule,
     VolumeWhich,
 };
 
@@ -214,6 +215,10 @@ pub struct Serve {
     /// VMM to use [default: qemu-system-x86_64 or qemu-system-aarch64 in PATH]
     #[arg(long, value_name = "PATH")]
     pub qemu: Option<PathBuf>,
+    /// Where backups of volumes go: file:///directory or s3://bucket/prefix, with AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
+    /// AWS_SECRET_ACCESS_KEY and AWS_REGION from the environment [default: backups/ in the data directory]
+    #[arg(long, value_name = "URL", env = "BHATTI_BACKUP_TO")]
+    pub backup_to: Option<String>,
     /// Put all sandboxes to sleep when the daemon ends; they are left running otherwise
     #[arg(long)]
     pub stop_all: bool,

@@ -103,6 +103,7 @@ fn config(global: &Global, asked: &Serve) -> Result<HostConfig> {
             Accelerator::Tcg => Some(Accel::Tcg),
         },
         boot_timeout: Duration::from_secs(asked.boot_timeout),
+        backup_to: asked.backup_to.clone(),
     })
 }
 

@@ -1,5 +1,6 @@
 //! What each verb does: one module for each group.
 
+mod backups;
 mod bench;
 mod completion;
 mod create;

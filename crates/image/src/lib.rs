@@ -17,7 +17,6 @@ mod initramfs;
 mod kernel;
 mod layer;
 mod loop_fs;
-mod minimal;
 mod modules;
 mod mount_unit;
 mod oci;
@@ -27,6 +26,7 @@ mod progress;
 mod recipe;
 mod registry;
 mod run;
+mod tier;
 mod tree;
 mod tree_path;
 mod volume_fs;
@@ -43,11 +43,11 @@ pub use loop_fs::{
     DirUser, LOOP_MOUNT_OPTIONS, LoopHost, MountPoint, grow_btrfs_file, make_btrfs_file, mount_btrfs_file,
     mount_points, unmount_btrfs_file, users_of_dir, with_mounts_of_own,
 };
-pub use minimal::{MinimalImage, build_minimal, minimal_recipe_id};
 pub use mount_unit::{MountUnit, UnitState};
 pub use oci::{Blob, ImageManifest, OciConfig};
 pub use overlay::{BackingFormat, RootChain, qemu_img_check, qemu_img_create_overlay, qemu_img_flatten};
 pub use programs::{Program, programs};
 pub use progress::{Build, Cancel, Progress};
 pub use registry::{Pull, Registry};
+pub use tier::{TierImage, TierInfo, build_minimal, build_tier, minimal_recipe_id, tier_recipe_id, tiers};
 pub use volume_fs::make_volume_fs;

@@ -117,6 +117,25 @@ impl From<image::Error> for Error {
     }
 }
 
+impl From<remote::Error> for Error {
+    fn from(error: remote::Error) -> Self {
+        use remote::ErrorKind as K;
+        let kind = match error.kind() {
+            K::NotFound => ErrorKind::NotFound,
+            K::Busy => ErrorKind::Busy,
+            K::Damaged | K::TooNew => ErrorKind::Corrupt,
+            K::Foreign => ErrorKind::Conflict,
+            K::Denied | K::Store => ErrorKind::NotReady,
+            K::NoSpace => ErrorKind::NoSpace,
+            K::Invalid => ErrorKind::BadRequest,
+            K::Cancelled => ErrorKind::ShuttingDown,
+            K::Io => ErrorKind::Internal,
+        };
+        let hint = error.hint().unwrap_or_default();
+        Self::new(kind, error.message()).hint(hint).with_source_of(&error)
+    }
+}
+
 impl From<types::InvalidSpec> for Error {
     fn from(error: types::InvalidSpec) -> Self {
         Self::new(ErrorKind::BadRequest, error.message).hint(error.hint)

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use storage::DaemonLock;
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use types::{Arch, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SpecLimits, VolumeName};
 
@@ -35,6 +36,8 @@ pub(crate) struct Inner {
     pub(crate) names: KeyedLocks<(Owner, SandboxName)>,
     /// One verb on a volume at a time.
     pub(crate) volumes: KeyedLocks<(Owner, VolumeName)>,
+    /// Cancelled when the daemon ends, for what goes on by itself.
+    pub(crate) ending: CancellationToken,
     pub(crate) owners: TaskTracker,
     pub(crate) tasks: crate::tasks::Tasks,
     limits: SpecLimits,
@@ -66,6 +69,7 @@ impl Host {
                 registry: Registry::default(),
                 names: KeyedLocks::default(),
                 volumes: KeyedLocks::default(),
+                ending: CancellationToken::new(),
                 owners: TaskTracker::new(),
                 tasks: crate::tasks::Tasks::default(),
                 limits,
@@ -75,6 +79,7 @@ impl Host {
         };
         crate::tasks::bury(&host.inner.services)?;
         crate::reopen::reopen(&host).await?;
+        host.look_after_schedules();
         Ok(host)
     }
 
@@ -311,6 +316,7 @@ impl Host {
     /// # Errors
     /// With `stop_all`: the first sandbox that could not be put to sleep; the others are tried all the same.
     pub async fn shutdown(&self, stop_all: bool) -> Result<()> {
+        self.inner.ending.cancel();
         self.inner.tasks.end();
         let entries = self.inner.registry.close();
         let mut first_error = None;

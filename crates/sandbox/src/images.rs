@@ -186,10 +186,11 @@ impl Host {
     /// # Errors
     /// `BadRequest` for a tier that is not; what fails later is the task's.
     pub fn image_build(&self, owner: &Owner, tier: &str, name: Option<ImageName>) -> Result<TaskRecord> {
-        if tier != "minimal" {
+        let Some(known) = image::tiers().into_iter().find(|known| known.name == tier) else {
+            let names: Vec<_> = image::tiers().iter().map(|tier| tier.name).collect();
             return Err(Error::new(ErrorKind::BadRequest, format!("there is no tier {tier:?}"))
-                .hint("use one of: minimal"));
-        }
+                .hint(format!("use one of: {}", names.join(", "))));
+        };
         let name = match name {
             Some(name) => name,
             None => tier
@@ -204,10 +205,13 @@ impl Host {
                 let (staged, scratch) = (store.images().stage()?, store.scratch()?);
                 let progress = |progress| work.step(progress);
                 let build = Build { work_dir: scratch.path(), progress: &progress, cancel: &work.stop.flag };
-                let built = image::build_minimal(&build, Arch::host(), staged.path())?;
+                let built = image::build_tier(&build, known.name, Arch::host(), staged.path())?;
                 work.at("making it last", 0, 0);
                 still_wanted(&work)?;
-                let record = staged.commit(&name, Arch::host(), &built.source)?;
+                // What a tier runs is its guests' command, like that of an image from elsewhere.
+                let config = (!built.init.is_empty())
+                    .then(|| ImageConfig { cmd: built.init, ..ImageConfig::default() });
+                let record = staged.commit_with(&name, Arch::host(), &built.source, config)?;
                 Ok(json!({ "image": told(&record), "warnings": [] }))
             })
             .await

@@ -12,6 +12,7 @@
 mod accel;
 mod actor;
 mod attached;
+mod backups;
 mod bring_up;
 mod capture;
 mod convert;
@@ -31,6 +32,7 @@ mod loop_setup;
 mod ram;
 mod registry;
 mod reopen;
+mod schedule;
 mod services;
 mod setup;
 mod sleep;
@@ -48,6 +50,7 @@ mod wake;
 
 pub use accel::AccelProof;
 pub use actor::{Edit, Start};
+pub use backups::{BackupPlace, BackupReport, RestoreReport};
 pub use doctor::{Check, DoctorReport, Verdict, doctor};
 pub use error::{Error, ErrorKind, Result};
 pub use guest::{ExecEvent, ExecStream, FileReader, FileWriter, StdinSender};
@@ -57,6 +60,9 @@ pub use images::{PullWish, Upload};
 pub use lease::Leased;
 pub use loop_plan::LoopWish;
 pub use loop_setup::{LoopConfig, LoopReport, loop_advice, loop_storage};
+pub use remote::{
+    BackupId, BackupIdError, Keep, Listed, Progress as BackupProgress, PrunePlan, PruneReport, Summary,
+};
 pub use services::HostConfig;
 pub use setup::{SetupConfig, SetupReport, SetupStep, setup};
 pub use snapshots::{Fork, Resume, SnapshotWish};

@@ -10,6 +10,7 @@ use tokio::sync::OnceCell;
 use types::{Accel, Arch, Bytes, StorageLayout};
 use vm::Qemu;
 
+use crate::backups::{BackupStore, open_store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 
@@ -26,6 +27,8 @@ pub struct HostConfig {
     pub accel: Option<Accel>,
     /// How long a guest may take to boot.
     pub boot_timeout: Duration,
+    /// Where backups of volumes go, by URL; `backups/` in the data directory when missing.
+    pub backup_to: Option<String>,
 }
 
 impl HostConfig {
@@ -38,6 +41,7 @@ impl HostConfig {
             layout: None,
             accel: None,
             boot_timeout: Duration::from_secs(120),
+            backup_to: None,
         }
     }
 }
@@ -61,6 +65,7 @@ pub(crate) struct Services {
     pub(crate) layout: OnceCell<StorageLayout>,
     index: Arc<Mutex<Index>>,
     qemu: OnceCell<Qemu>,
+    backups: OnceCell<remote::Store>,
 }
 
 impl Services {
@@ -87,6 +92,7 @@ impl Services {
             layout: OnceCell::new(),
             index,
             qemu: OnceCell::new(),
+            backups: OnceCell::new(),
         }))
     }
 
@@ -98,6 +104,15 @@ impl Services {
                 blocking(move || Ok(Qemu::discover(given.as_deref(), Arch::host())?)).await
             })
             .await
+    }
+
+    /// Where this host keeps backups of volumes, tried until it is there.
+    pub(crate) async fn backups(&self) -> Result<remote::Store> {
+        let place = match &self.config.backup_to {
+            Some(url) => BackupStore::Url(url.clone()),
+            None => BackupStore::Directory(self.store.backups_dir()),
+        };
+        self.backups.get_or_try_init(|| open_store(place)).await.cloned()
     }
 
     /// Refuses new work that the data root's filesystem has no room for: a machine that meets a full disk stands still,

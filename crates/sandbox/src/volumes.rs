@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use storage::{StagedVolume, Volume, VolumeRecord};
+use storage::{BackupSchedule, StagedVolume, Volume, VolumeRecord};
 use tokio::sync::OwnedMutexGuard;
 use types::{
     Bytes, CloneMethod, Mebibytes, Owner, SandboxId, SandboxName, Timestamp, VolumeMount, VolumeName,
@@ -59,6 +59,10 @@ pub struct VolumeView {
     pub made_for: Option<SandboxId>,
     /// Who uses it, by name.
     pub users: Vec<VolumeUser>,
+    /// When it is backed up by itself.
+    pub schedule: Option<BackupSchedule>,
+    /// When that is next.
+    pub next_backup: Option<Timestamp>,
 }
 
 /// What a verb on a volume did.
@@ -390,7 +394,7 @@ impl Host {
     }
 
     /// Who uses a volume, by name.
-    fn users_of(&self, owner: &Owner, name: &VolumeName) -> Vec<(Entry, VolumeUser)> {
+    pub(crate) fn users_of(&self, owner: &Owner, name: &VolumeName) -> Vec<(Entry, VolumeUser)> {
         let mut users: Vec<_> = self
             .inner
             .registry
@@ -464,6 +468,8 @@ impl Host {
             allocated: volume.allocated,
             created_at: volume.record.created_at,
             made_for: volume.record.made_for,
+            next_backup: volume.record.schedule.as_ref().and_then(crate::schedule::next),
+            schedule: volume.record.schedule,
             users: users.into_iter().map(|(_, user)| user).collect(),
             name: volume.record.name,
             owner: volume.record.owner,
@@ -506,7 +512,7 @@ fn unchanged(view: VolumeView) -> VolumeReport {
     }
 }
 
-fn names_of(users: &[(Entry, VolumeUser)]) -> String {
+pub(crate) fn names_of(users: &[(Entry, VolumeUser)]) -> String {
     let names: Vec<&str> = users.iter().map(|(_, user)| user.name.as_str()).collect();
     names.join(", ")
 }

@@ -15,6 +15,7 @@
 
 mod ask;
 mod auth;
+mod backups;
 mod events;
 mod exec;
 mod extract;

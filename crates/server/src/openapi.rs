@@ -3,7 +3,9 @@
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use crate::{events, exec, files, host, images, sandboxes, shell, snapshots, tasks, upkeep, usage, volumes};
+use crate::{
+    backups, events, exec, files, host, images, sandboxes, shell, snapshots, tasks, upkeep, usage, volumes,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -22,10 +24,12 @@ use crate::{events, exec, files, host, images, sandboxes, shell, snapshots, task
         snapshots::create, snapshots::list, snapshots::inspect, snapshots::delete, snapshots::resume,
         volumes::list, volumes::create, volumes::inspect, volumes::delete, volumes::attach, volumes::detach,
         volumes::resize, volumes::clone,
+        backups::list, backups::create, backups::delete, backups::prune, backups::restore, backups::schedule,
+        backups::unschedule,
         exec::exec, shell::live_exec, shell::shell,
         files::read, files::head, files::write,
     ),
-    components(schemas(api::ExecEvent, api::FsckEvent, api::ShellControl, api::FileEntry)),
+    components(schemas(api::ExecEvent, api::BackupEvent, api::RestoreEvent, api::FsckEvent, api::ShellControl, api::FileEntry)),
     modifiers(&Bearer),
     security(("key" = [])),
 )]

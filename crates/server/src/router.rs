@@ -3,14 +3,16 @@
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post, put};
 use sandbox::Host;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::{AdminKey, TcpRules, tcp_door, unix_door};
-use crate::{events, exec, files, host, images, sandboxes, shell, snapshots, tasks, upkeep, usage, volumes};
+use crate::{
+    backups, events, exec, files, host, images, sandboxes, shell, snapshots, tasks, upkeep, usage, volumes,
+};
 
 /// What every route has at hand.
 #[derive(Clone)]
@@ -102,6 +104,11 @@ pub(crate) fn with_drain(host: Host, door: Door, drain: Drain) -> Router {
         .route("/volumes/{name}/detach", post(volumes::detach))
         .route("/volumes/{name}/resize", post(volumes::resize))
         .route("/volumes/{name}/clone", post(volumes::clone))
+        .route("/volumes/{name}/backups", get(backups::list).post(backups::create))
+        .route("/volumes/{name}/backups/prune", post(backups::prune))
+        .route("/volumes/{name}/backups/{id}", delete(backups::delete))
+        .route("/volumes/{name}/restore", post(backups::restore))
+        .route("/volumes/{name}/schedule", put(backups::schedule).delete(backups::unschedule))
         .route("/sandboxes/{id}/exec", post(exec::exec).get(shell::live_exec))
         .route("/sandboxes/{id}/shell", get(shell::shell))
         .route("/sandboxes/{id}/sessions", get(sandboxes::sessions))

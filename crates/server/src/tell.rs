@@ -50,6 +50,12 @@ pub(crate) fn volume(view: sandbox::VolumeView) -> api::Volume {
         created_at: view.created_at.to_string(),
         attached_to: view.users.into_iter().map(attachment).collect(),
         made_for: view.made_for.map(String::from),
+        schedule: view.schedule.map(|schedule| api::Schedule {
+            cron: schedule.cron,
+            keep: schedule.keep,
+            next_at: view.next_backup.map(|next| next.to_string()),
+            last_error: schedule.last_error,
+        }),
     }
 }
 
@@ -123,7 +129,7 @@ pub(crate) fn snapshot_report(report: sandbox::SnapshotReport) -> api::SnapshotR
     api::SnapshotReply { snapshot: snapshot(report.view), timings_ms, warnings: report.warnings }
 }
 
-fn timings(timings: &sandbox::Timings) -> BTreeMap<String, f64> {
+pub(crate) fn timings(timings: &sandbox::Timings) -> BTreeMap<String, f64> {
     let mut all: BTreeMap<String, f64> = BTreeMap::new();
     for (phase, time) in &timings.phases {
         *all.entry((*phase).to_owned()).or_default() += milliseconds(*time);

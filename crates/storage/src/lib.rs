@@ -70,5 +70,6 @@ pub use usage::{
     UsageKind, UsageMethod,
 };
 pub use volume::{
-    StagedVolume, Volume, VolumeLock, VolumeRecord, Volumes, snapshot_volume, volume_from_machine_dir,
+    BackupSchedule, StagedVolume, Volume, VolumeLock, VolumeRecord, Volumes, snapshot_volume,
+    volume_from_machine_dir,
 };
