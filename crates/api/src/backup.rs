@@ -120,7 +120,7 @@ pub enum RestoreEvent {
     /// It goes on.
     Progress(BackupProgress),
     /// It is done; this is the last line.
-    Restored(RestoreReply),
+    Restored(Box<RestoreReply>),
     /// It failed, and the volume is as before; this is the last line.
     Error(ErrorDetail),
 }

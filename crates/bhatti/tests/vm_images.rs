@@ -228,6 +228,7 @@ fn what_cannot_be_pulled_says_why_and_the_good_old_image_stays() {
         nothing_half_made(&host);
     };
     refused("127.0.0.1:1/app:1", &[], &["cannot be reached", "127.0.0.1:1"]);
+    refused("registry.invalid/app:1", &[], &["cannot be reached", "registry.invalid"]);
     refused(&format!("{}/nosuch:1", registry.address), &[], &["no such image"]);
     refused(&format!("{}/app:nosuch", registry.address), &[], &["no such image"]);
     refused("Not A Name", &[], &["no name of an image"]);
@@ -292,6 +293,25 @@ fn what_cannot_be_pulled_says_why_and_the_good_old_image_stays() {
     assert!(codes.contains(&"registry_denied") && codes.contains(&"registry_failed"), "{codes:?}");
 }
 
+/// Follows a task until bytes have come.
+fn until_bytes_came(host: &TestHost, id: &str) {
+    let key = format!("Authorization: Bearer {}", host.key());
+    let url = format!("{}/tasks/{id}", host.daemon().url);
+    let mut curl = std::process::Command::new("curl")
+        .args(["-sN", "-H", "Accept: application/x-ndjson", "-H", &key, &url])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(curl.stdout.take().unwrap()).lines();
+    let came = lines.map_while(Result::ok).any(|line| {
+        let task: Value = serde_json::from_str(&line).unwrap();
+        task["progress"]["done_bytes"].as_u64().unwrap() > 10_000
+    });
+    curl.kill().unwrap();
+    curl.wait().unwrap();
+    assert!(came, "bytes came");
+}
+
 #[test]
 fn a_task_that_is_called_off_or_outlived_by_its_daemon_leaves_nothing_half_made() {
     let mut host = TestHost::start(BHATTI);
@@ -301,40 +321,51 @@ fn a_task_that_is_called_off_or_outlived_by_its_daemon_leaves_nothing_half_made(
         registry.put(&Image::new(vec![Layer::new().file("noise", 0o644, &noise)], json!({})), "app:1", &[]);
     let slow = Cut::still(&registry.address, 600 << 10);
     let through = reference.replace(&registry.address, &slow.address);
-    let begin = |host: &TestHost| {
-        let (status, task) = host.post("/images/pull", &json!({"ref": through, "name": "app"}));
+    let post = |host: &TestHost, path: &str, body: Value| {
+        let (status, task) = host.post(path, &body);
         assert_eq!(status, 202, "{task}");
-        let id = task["id"].as_str().unwrap().to_owned();
-        // Followed until bytes have come.
+        task["id"].as_str().unwrap().to_owned()
+    };
+    let called_off = |host: &TestHost, id: &str| {
         let key = format!("Authorization: Bearer {}", host.key());
         let url = format!("{}/tasks/{id}", host.daemon().url);
-        let mut curl = std::process::Command::new("curl")
-            .args(["-sN", "-H", "Accept: application/x-ndjson", "-H", &key, &url])
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(curl.stdout.take().unwrap()).lines();
-        let came = lines.map_while(Result::ok).any(|line| {
-            let task: Value = serde_json::from_str(&line).unwrap();
-            task["progress"]["done_bytes"].as_u64().unwrap() > 100_000
-        });
-        curl.kill().unwrap();
-        curl.wait().unwrap();
-        assert!(came, "bytes came");
-        id
+        let ended: Value =
+            serde_json::from_str(&run("curl", &["-s", "-X", "DELETE", "-H", &key, &url])).unwrap();
+        assert_eq!(ended["status"], "cancelled", "{ended}");
     };
-    let id = begin(&host);
-    let key = format!("Authorization: Bearer {}", host.key());
-    let url = format!("{}/tasks/{id}", host.daemon().url);
-    let ended: Value = serde_json::from_str(&run("curl", &["-s", "-X", "DELETE", "-H", &key, &url])).unwrap();
-    assert_eq!(ended["status"], "cancelled", "{ended}");
-    nothing_half_made(&host);
-    assert_eq!(image_ids(&host).len(), 1);
+    let unchanged = |host: &TestHost| {
+        nothing_half_made(host);
+        assert_eq!(image_ids(host).len(), 1);
+    };
+    let id = post(&host, "/images/pull", json!({"ref": through, "name": "app"}));
+    until_bytes_came(&host, &id);
+    called_off(&host, &id);
+    unchanged(&host);
+    let id = post(&host, "/images/build", json!({"tier": "minimal", "name": "app"}));
+    called_off(&host, &id);
+    unchanged(&host);
 
-    let slow_again = Cut::still(&registry.address, 900 << 10);
+    // Ctrl-C of the command line.
+    let slow = Cut::still(&registry.address, 900 << 10);
+    let through = reference.replace(&registry.address, &slow.address);
+    let program = host.command(&["image", "pull", &through, "--name", "app"]).spawn().unwrap();
+    let running = loop {
+        let tasks = get(&host, "/tasks");
+        if let Some(task) = tasks.as_array().unwrap().iter().find(|task| task["status"] == "running") {
+            break task["id"].as_str().unwrap().to_owned();
+        }
+    };
+    until_bytes_came(&host, &running);
+    let pid = rustix::process::Pid::from_child(&program);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let ended = program.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(130), "{ended:?}");
+    assert_eq!(get(&host, &format!("/tasks/{running}"))["status"], "cancelled");
+    unchanged(&host);
+
+    let slow_again = Cut::still(&registry.address, 1200 << 10);
     let through = reference.replace(&registry.address, &slow_again.address);
-    let (_, task) = host.post("/images/pull", &json!({"ref": through, "name": "app"}));
-    let id = task["id"].as_str().unwrap().to_owned();
+    let id = post(&host, "/images/pull", json!({"ref": through, "name": "app"}));
     host.kill_daemon();
     host.start_daemon();
     let task = get(&host, &format!("/tasks/{id}"));
@@ -361,6 +392,8 @@ fn a_saved_disk_is_an_image_of_its_own_without_the_sandboxes_secrets() {
     let id = |name: &str| host.sh(name, "cat /etc/machine-id");
     assert_ne!(id("source"), id("copy"));
     assert_eq!(host.sh("source", "cat /home/user/kept; echo $TOKEN"), "later\nhush-hush");
+    host.ok(&["snapshot", "create", "copy", "--name", "keep", "--disk-only"]);
+    host.refused(&["image", "delete", "-y", "saved"], 1, &["sandbox copy", "snapshot keep"]);
     // A name that moves on does not hurt who started from what it meant.
     host.ok(&["stop", "source"]);
     host.ok(&["image", "save", "source", "--name", "saved"]);

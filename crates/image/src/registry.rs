@@ -165,7 +165,7 @@ impl Registry {
     }
 
     /// Fetches what is missing of a blob at the end of the file `path`, and compares all of it with its digest. `told` is
-    /// given the bytes as they come in. Gives the bytes that were moved; what was moved before an error stays in the file
+    /// given the bytes that are there, and then those that come in. Gives the bytes that were moved; what was moved before an error stays in the file
     /// to be gone on with, but for a blob that is not what it should be, which is `Input`.
     ///
     /// # Errors
@@ -179,6 +179,7 @@ impl Registry {
             file.set_len(0).map_err(io)?;
             (there, hash) = (0, Sha256::new());
         }
+        told(there);
         let mut moved = 0;
         if there < blob.size || blob.size == 0 {
             let descriptor = descriptor(blob);

@@ -125,7 +125,7 @@ pub(crate) async fn restore(
     }
     Ok(followed(work, |step| match step {
         Step::Progress(progress) => api::RestoreEvent::Progress(progress),
-        Step::Done(reply) => api::RestoreEvent::Restored(reply),
+        Step::Done(reply) => api::RestoreEvent::Restored(Box::new(reply)),
         Step::Failed(refusal) => api::RestoreEvent::Error(refusal.detail()),
     }))
 }

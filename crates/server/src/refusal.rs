@@ -75,7 +75,6 @@ const fn status_of(kind: ErrorKind) -> StatusCode {
         | ErrorKind::InUse
         | ErrorKind::VolumeBusy
         | ErrorKind::SlowPath
-        | ErrorKind::VolumeBusy
         | ErrorKind::Corrupt
         | ErrorKind::Cancelled => StatusCode::CONFLICT,
         ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,

@@ -345,7 +345,7 @@ async fn a_new_data_directory_is_clean_and_has_nothing_to_collect() {
     let mut lines = post("/fsck", r#"{"repair":true}"#);
     lines.headers_mut().insert(header::ACCEPT, "application/x-ndjson".parse().unwrap());
     let bytes = answer(&router, lines).await.into_body().collect().await.unwrap().to_bytes();
-    let last = bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).next_back().unwrap();
+    let last = bytes.split(|&byte| byte == b'\n').rfind(|line| !line.is_empty()).unwrap();
     let last: serde_json::Value = serde_json::from_slice(last).unwrap();
     assert_eq!(last["report"]["clean"], true, "{last}");
 }

@@ -475,7 +475,6 @@ mod tests {
             owner: Owner::admin(),
             created_at: Timestamp(1_700_000_000_123),
             schedule: None,
-            schedule: None,
             made_for: Some("0123456789abcdef".parse().unwrap()),
         };
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/volume-1.json");

@@ -4,6 +4,7 @@
 
 mod fixtures;
 #[path = "fixtures/healthy.rs"]
+#[allow(dead_code)]
 mod healthy;
 
 use std::fs::{self, File};

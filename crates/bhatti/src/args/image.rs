@@ -44,7 +44,7 @@ pub struct ImageBuild {
 
 #[derive(Debug, Args)]
 pub struct ImagePull {
-    /// [http://]REGISTRY[:PORT]/NAME[:TAG|@DIGEST]; a short name is Docker Hub's. Registries on this host need no http://
+    /// `[http://]REGISTRY[:PORT]/NAME[:TAG|@DIGEST]`; a short name is Docker Hub's. Registries on this host need no http://
     #[arg(value_name = "REF")]
     pub reference: String,
     /// Name of the image here; one that exists is replaced when the new one is whole
