@@ -9,7 +9,7 @@ fn what_a_guest_wrote_is_in_the_backup_and_a_restore_waits_until_the_volume_is_f
     let host = TestHost::start(BHATTI);
     host.ok(&["volume", "create", "data", "--size", "64"]);
     host.ok(&["create", "--name", "one", "--volume", "data:/data"]);
-    host.sh("one", "echo first | sudo tee /data/file > /dev/null");
+    host.sh("one", "echo first | sudo tee /data/file > /dev/null; sync");
     let backup = host.json(&["volume", "backup", "data"]);
     let id = backup["id"].as_str().expect("an id");
     assert!(backup["stall_ms"].is_number(), "{backup}");
