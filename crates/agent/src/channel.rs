@@ -205,8 +205,13 @@ impl Agent {
         };
         if let Some(config) = config {
             self.environment = config.env;
-            if let Some(init) = config.init.filter(|_| !self.init_started) {
-                match self.start_init(&init) {
+            self.defaults = config.defaults;
+            let command = match config.init {
+                Some(line) => vec!["/bin/sh".to_string(), "-c".to_string(), line],
+                None => self.defaults.init.clone(),
+            };
+            if !command.is_empty() && !self.init_started {
+                match self.start_init(&command) {
                     Ok(()) => self.init_started = true,
                     Err(failed) => warnings.push(format!("init command: {}", failed.message)),
                 }
@@ -218,7 +223,6 @@ impl Agent {
 
     /// Ends the session with a host: its commands are killed, its looks at sessions end, nothing else changes.
     fn end_session(&mut self) {
-        self.thaw(None);
         for stream in std::mem::take(&mut self.streams).into_values() {
             match stream {
                 Stream::Task(mut task) => {

@@ -55,12 +55,10 @@ pub enum Job {
     Unmount(VolumeMount),
     /// Let one grow to its disk.
     Grow(VolumeGrowth),
-    /// Hold the writes to one.
-    Freeze(VolumeMount),
-    /// Let them go on.
-    Thaw(VolumeMount),
     /// Tell what listens.
     Ports,
+    /// Play back the journal of one.
+    Settle(VolumeMount),
 }
 
 /// Does the job and gives the worker's exit status.
@@ -103,9 +101,8 @@ fn work(job: &Job) -> Result<Reply, Failure> {
         Job::Mount(volume) => volumes::mount(volume).map(|()| Reply::Done),
         Job::Unmount(volume) => volumes::unmount(volume).map(|()| Reply::Done),
         Job::Grow(growth) => volumes::grow(growth).map(|()| Reply::Done),
-        Job::Freeze(volume) => volumes::freeze(volume).map(|()| Reply::Done),
-        Job::Thaw(volume) => volumes::thaw(volume).map(|()| Reply::Done),
         Job::Ports => Ok(Reply::Ports(listeners::list())),
+        Job::Settle(volume) => volumes::settle(volume).map(|()| Reply::Done),
     }
 }
 

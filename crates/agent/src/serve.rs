@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 use sys::guest_process::{GuestSignal, SignalQueue, SoleThread};
-use wire::{ExitStatus, MAX_PAYLOAD, Nonce, VolumeMount};
+use wire::{ExitStatus, MAX_PAYLOAD, Nonce};
 
 use crate::channel::Phase;
 use crate::connection::Connection;
@@ -61,9 +61,9 @@ pub struct Agent {
     pub(crate) sandbox_id: Option<String>,
     pub(crate) init_started: bool,
     pub(crate) environment: BTreeMap<String, String>,
+    /// What commands get that say nothing themselves.
+    pub(crate) defaults: wire::CommandDefaults,
     pub(crate) power_off: bool,
-    /// Volumes whose writes are held, and until when at most.
-    pub(crate) frozen: Vec<(VolumeMount, Instant)>,
     /// The device whose size the root file system may grow to.
     pub(crate) root_disk: String,
     signals: SignalQueue,
@@ -92,8 +92,8 @@ impl Agent {
             sandbox_id: None,
             init_started: false,
             environment: BTreeMap::new(),
+            defaults: wire::CommandDefaults::default(),
             power_off: false,
-            frozen: vec![],
             root_disk,
             signals,
             readable: true,
@@ -240,7 +240,6 @@ impl Agent {
 
     fn look_at_clocks(&mut self) {
         let now = Instant::now();
-        self.thaw(Some(now));
         let due: Vec<u32> = self
             .streams
             .iter_mut()
@@ -273,7 +272,7 @@ impl Agent {
             Stream::Connection(connection) => connection.next_look(),
             Stream::Client(_) => None,
         });
-        let first = tasks.chain(self.frozen.iter().map(|(_, until)| *until)).min();
+        let first = tasks.min();
         let first = self.sessions.iter_mut().filter_map(|session| session.next_look()).chain(first).min();
         first.map(|at| at.saturating_duration_since(Instant::now()))
     }

@@ -1,5 +1,6 @@
 //! What can be typed: every verb and flag, and nothing of what they do.
 
+mod image;
 mod setup;
 mod snapshot;
 mod traffic;
@@ -11,11 +12,13 @@ use std::str::FromStr;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use types::{ImageName, SandboxName};
 
+pub use image::{Image, ImageDelete, ImageImport};
 pub use setup::{Setup, Storage};
 pub use snapshot::{Copied, Fork, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotResume, SnapshotWhich};
 pub use traffic::{Forward, Publish, Unpublish};
 pub use volume::{
-    MountArg, Volume, VolumeAttach, VolumeClone, VolumeCreate, VolumeDelete, VolumeDetach, VolumeResize,
+    MountArg, Volume, VolumeAttach, VolumeBackup, VolumeBackupDelete, VolumeBackupPrune, VolumeBackups,
+    VolumeClone, VolumeCreate, VolumeDelete, VolumeDetach, VolumeResize, VolumeRestore, VolumeSchedule,
     VolumeWhich,
 };
 
@@ -109,7 +112,7 @@ pub enum Verb {
     /// Read, write and list files of a sandbox
     #[command(subcommand)]
     File(File),
-    /// Base images
+    /// Base images: fetched, imported, built, saved, removed
     #[command(subcommand)]
     Image(Image),
     /// Tell what happened, and what happens
@@ -135,6 +138,8 @@ pub enum BenchSuite {
     Density,
     /// Clones, snapshots, forks and where the bytes are, on ext4, btrfs and xfs
     Storage,
+    /// What a second pull moves, and an import against tar and mke2fs
+    Images,
     /// All of them
     All,
 }
@@ -232,6 +237,10 @@ pub struct Serve {
     /// Sandboxes that are woken through aliases at the same time; who comes then is told to try again
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub publish_wakes: u16,
+    /// Where backups of volumes go: file:///directory or s3://bucket/prefix, with AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
+    /// AWS_SECRET_ACCESS_KEY and AWS_REGION from the environment [default: backups/ in the data directory]
+    #[arg(long, value_name = "URL", env = "BHATTI_BACKUP_TO")]
+    pub backup_to: Option<String>,
     /// Put all sandboxes to sleep when the daemon ends; they are left running otherwise
     #[arg(long)]
     pub stop_all: bool,
@@ -624,13 +633,6 @@ pub struct FileWrite {
     /// Make missing parent directories
     #[arg(long)]
     pub mkdirs: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Image {
-    /// List base images
-    #[command(visible_alias = "ls")]
-    List,
 }
 
 #[derive(Debug, Args)]

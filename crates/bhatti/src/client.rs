@@ -68,6 +68,15 @@ impl Client {
         })
     }
 
+    /// Sends a body as it is read, and reads the whole answer as JSON.
+    pub async fn ask_with<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T> {
+        let response = self.send(method, path, body).await?;
+        let answer = read_answer(response.into_body()).await?;
+        serde_json::from_slice(&answer).map_err(|error| {
+            Failure::new("protocol", format!("{}: the answer makes no sense: {error}", self.daemon))
+        })
+    }
+
     /// Asks with GET.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.ask(Method::GET, path, None::<&()>).await
@@ -93,6 +102,13 @@ impl Client {
         let body = whole(serde_json::to_vec(body).unwrap_or_default().into());
         let request = self.daemon.request(Method::POST, path).header(header::ACCEPT, "application/x-ndjson");
         let request = request.body(body).map_err(|error| self.broken(&error))?;
+        Ok(LineReader::new(self.checked(request).await?))
+    }
+
+    /// Asks with GET for documents that come line by line.
+    pub async fn lines_of<T: DeserializeOwned>(&self, path: &str) -> Result<LineReader<T>> {
+        let request = self.daemon.request(Method::GET, path).header(header::ACCEPT, "application/x-ndjson");
+        let request = request.body(whole(Bytes::new())).map_err(|error| self.broken(&error))?;
         Ok(LineReader::new(self.checked(request).await?))
     }
 

@@ -122,6 +122,7 @@ fn config(global: &Global, asked: &Serve) -> Result<HostConfig> {
             burst: asked.publish_rate.saturating_mul(2),
             wakes: usize::from(asked.publish_wakes),
         },
+        backup_to: asked.backup_to.clone(),
     })
 }
 

@@ -1,5 +1,6 @@
 //! What each verb does: one module for each group.
 
+mod backups;
 mod bench;
 mod completion;
 mod create;
@@ -14,6 +15,7 @@ mod lifecycle;
 mod loop_storage;
 mod prepare;
 mod snapshot;
+mod task;
 mod traffic;
 mod upkeep;
 mod version;

@@ -183,7 +183,11 @@ fn events_come_one_by_one_and_a_hundred_requests_wake_a_sleeper_once() {
         let answer = worker.join().unwrap();
         assert_eq!(status(&answer), "200", "{answer}");
     }
-    assert_eq!(host.json(&["inspect", "web"])["generation"].as_u64().unwrap(), generation + 1, "one wake for all");
+    assert_eq!(
+        host.json(&["inspect", "web"])["generation"].as_u64().unwrap(),
+        generation + 1,
+        "one wake for all"
+    );
     assert_eq!(host.vmm_pids().len(), 1);
 }
 
@@ -195,7 +199,11 @@ fn what_is_published_is_served_by_its_alias_until_it_is_taken_back() {
     let secret = made["alias"].as_str().unwrap().to_owned();
     assert_eq!(secret.len(), 32, "128 bits: {made}");
     assert!(made["url"].as_str().unwrap().starts_with(&format!("http://{secret}.localhost:")), "{made}");
-    assert_eq!(host.json(&["publish", "web", "-p", "8000"])["alias"], secret.as_str(), "asked twice, published once");
+    assert_eq!(
+        host.json(&["publish", "web", "-p", "8000"])["alias"],
+        secret.as_str(),
+        "asked twice, published once"
+    );
     host.ok(&["publish", "web", "-p", "8000", "-a", "blog"]);
     host.refused(&["publish", "web", "-p", "8001", "-a", "blog"], 1, &["taken"]);
     host.refused(&["publish", "web", "-p", "80", "-a", "www"], 1, &["reserved"]);

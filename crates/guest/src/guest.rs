@@ -251,20 +251,12 @@ impl Guest {
         self.ask("grow a volume", Request::GrowVolume(growth)).await.map(drop)
     }
 
-    /// Writes a volume's file system out and holds the writes to it, for a few seconds at most.
+    /// Plays back the journal of a clone whose disk was plugged in, without showing it to anybody.
     ///
     /// # Errors
-    /// `Refused`, `Closed`, `Protocol`. It may be held all the same, until its time is over.
-    pub async fn freeze(&self, volume: VolumeMount) -> Result<()> {
-        self.ask("hold the writes to a volume", Request::Freeze(volume)).await.map(drop)
-    }
-
-    /// Lets the writes to a volume go on.
-    ///
-    /// # Errors
-    /// `Refused` (they went on already, so what was taken meanwhile may be torn), `Closed`, `Protocol`.
-    pub async fn thaw(&self, volume: VolumeMount) -> Result<()> {
-        self.ask("let the writes to a volume go on", Request::Thaw(volume)).await.map(drop)
+    /// `Refused`, `Closed`, `Protocol`.
+    pub async fn settle(&self, volume: VolumeMount) -> Result<()> {
+        self.ask("settle a volume", Request::Settle(volume)).await.map(drop)
     }
 
     /// Asks for an orderly end of the guest. Returns when the agent has agreed; that it is off, the machine tells.

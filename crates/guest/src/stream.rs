@@ -70,8 +70,7 @@ impl Shape {
             | Request::Mount(_)
             | Request::Unmount(_)
             | Request::GrowVolume(_)
-            | Request::Freeze(_)
-            | Request::Thaw(_) => Self::Done,
+            | Request::Settle(_) => Self::Done,
         }
     }
 

@@ -15,7 +15,7 @@ pub const EVENTS_KEPT: u64 = 100_000;
 /// The open index. One connection; share it behind a `Mutex`.
 #[derive(Debug)]
 pub struct Index {
-    connection: Connection,
+    pub(crate) connection: Connection,
     path: PathBuf,
     events_kept: u64,
 }
@@ -62,7 +62,7 @@ impl Index {
         Ok(named(".damaged"))
     }
 
-    fn failed(&self, op: &'static str) -> impl Fn(rusqlite::Error) -> Error + use<> {
+    pub(crate) fn failed(&self, op: &'static str) -> impl Fn(rusqlite::Error) -> Error + use<> {
         let path = self.path.clone();
         move |e| Error::sqlite(op, &path, e)
     }
@@ -238,7 +238,7 @@ impl Index {
         self.connection.execute(sql, [key, value]).map(drop).map_err(self.failed("store a setting"))
     }
 
-    fn transact<T>(
+    pub(crate) fn transact<T>(
         &mut self,
         op: &'static str,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,

@@ -5,6 +5,7 @@
 //! its VMM starts: so a VMM never runs on files that nobody would know. If the guest then does not come up, all of it is
 //! removed again, for nobody was told of it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 
 use serde_json::json;
@@ -12,7 +13,8 @@ use storage::{
     CloneReport, ImageRecord, ImageRef, KernelRecord, Manifest, RunState, SandboxDir, TemplateRecord,
 };
 use types::{
-    Arch, Boot, CloneMethod, ImageName, Mebibytes, SandboxId, SandboxSpec, StorageLayout, Timestamp,
+    Arch, Boot, CloneMethod, CommandDefaults, GuestFile, ImageName, Mebibytes, SandboxId, SandboxSpec,
+    StorageLayout, Timestamp,
 };
 
 use crate::actor::{Actor, Shared};
@@ -43,11 +45,12 @@ pub(crate) async fn create(
     });
     let id = SandboxId::random();
     let manifest = manifest(&id, &spec, &wish, &template, disk_size)?;
-    let (dir, cloned) = stage(services, &spec, &template, manifest.clone()).await?;
+    let given = Given::of(&spec, &wish.image);
+    let (dir, cloned) = stage(services, &given, &template, manifest.clone()).await?;
     watch.lap("disk");
     let grow = disk_size > image_size(&wish);
     let made = async {
-        let origin = origin(services, &manifest, &template, grow, inline(&spec)).await?;
+        let origin = origin(services, &manifest, &template, grow, inline(&given)).await?;
         bring_up(services, &dir, &manifest, origin, &mut watch).await
     };
     let (running, warnings) = match made.await {
@@ -234,30 +237,62 @@ fn manifest(
 /// Disk, config drive and manifest, under their final name.
 async fn stage(
     services: &Services,
-    spec: &SandboxSpec,
+    given: &Given,
     template: &TemplateRecord,
     manifest: Manifest,
 ) -> Result<(SandboxDir, CloneReport)> {
     let store = services.store.clone();
-    let (env, init, files) = (spec.env.clone(), spec.init.clone(), spec.files.clone());
-    let template = template.clone();
+    let (given, template) = (given.clone(), template.clone());
     blocking(move || {
         let staged = store.stage_sandbox(&manifest.id)?;
         let cloned = staged.clone_root_from_template(&template)?;
-        let drive = image::ConfigDrive { env: &env, init: init.as_deref(), files: &files };
+        let Given { env, init, defaults, files } = &given;
+        let drive = image::ConfigDrive { env, init: init.as_deref(), defaults, files };
         image::config_drive(&staged.config_path(), &drive)?;
         Ok((staged.commit(&manifest)?, cloned))
     })
     .await
 }
 
+/// What a guest finds on its config drive.
+#[derive(Debug, Clone)]
+struct Given {
+    env: BTreeMap<String, String>,
+    init: Option<String>,
+    defaults: CommandDefaults,
+    files: Vec<GuestFile>,
+}
+
+impl Given {
+    /// What the image wants, and over it what was asked for.
+    fn of(spec: &SandboxSpec, image: &ImageRecord) -> Self {
+        let config = image.config.clone().unwrap_or_default();
+        let mut defaults = CommandDefaults::of(&config);
+        if spec.init.is_some() {
+            defaults.init.clear();
+        }
+        let mut env = config.env;
+        env.extend(spec.env.clone());
+        Self { env, init: spec.init.clone(), defaults, files: spec.files.clone() }
+    }
+}
+
 /// What of the config drive is told in the first message: all of it, unless it has files or is long.
-fn inline(spec: &SandboxSpec) -> Option<wire::InlineConfig> {
+fn inline(given: &Given) -> Option<wire::InlineConfig> {
     const MOST: usize = 64 << 10;
-    let length: usize = spec.env.iter().map(|(key, value)| key.len() + value.len()).sum();
-    let short = length + spec.init.as_ref().map_or(0, String::len) <= MOST;
-    (spec.files.is_empty() && short)
-        .then(|| wire::InlineConfig { env: spec.env.clone(), init: spec.init.clone() })
+    let Given { env, init, defaults, files } = given;
+    let length: usize = env.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let command: usize = defaults.init.iter().map(String::len).sum();
+    let short = length + command + init.as_ref().map_or(0, String::len) <= MOST;
+    (files.is_empty() && short).then(|| wire::InlineConfig {
+        env: env.clone(),
+        init: init.clone(),
+        defaults: wire::CommandDefaults {
+            cwd: defaults.cwd.clone(),
+            user: defaults.user.clone(),
+            init: defaults.init.clone(),
+        },
+    })
 }
 
 /// What the machine of a new sandbox starts from: the template as it is.

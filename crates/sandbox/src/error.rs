@@ -51,6 +51,14 @@ pub enum ErrorKind {
     TooManyRequests,
     /// The deadline passed.
     Timeout,
+    /// Others were made from it, or use it.
+    InUse,
+    /// Somebody did not want it any more.
+    Cancelled,
+    /// A registry does not let us in.
+    RegistryDenied,
+    /// A registry cannot be reached, or does not do its part.
+    Registry,
     /// The daemon is shutting down.
     ShuttingDown,
     /// Anything that should not happen.
@@ -83,6 +91,10 @@ impl ErrorKind {
             Self::NotListening => "not_listening",
             Self::TooManyRequests => "too_many_requests",
             Self::Timeout => "timeout",
+            Self::InUse => "in_use",
+            Self::Cancelled => "cancelled",
+            Self::RegistryDenied => "registry_denied",
+            Self::Registry => "registry_failed",
             Self::ShuttingDown => "shutting_down",
             Self::Internal => "internal",
         }

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use storage::DaemonLock;
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use types::{Arch, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SpecLimits, VolumeName};
 
@@ -37,7 +38,10 @@ pub(crate) struct Inner {
     pub(crate) volumes: KeyedLocks<(Owner, VolumeName)>,
     /// What is published of them.
     pub(crate) publications: crate::publish::Publications,
-    owners: TaskTracker,
+    /// Cancelled when the daemon ends, for what goes on by itself.
+    pub(crate) ending: CancellationToken,
+    pub(crate) owners: TaskTracker,
+    pub(crate) tasks: crate::tasks::Tasks,
     limits: SpecLimits,
     info: OnceLock<HostInfo>,
     _lock: DaemonLock,
@@ -69,14 +73,18 @@ impl Host {
                 names: KeyedLocks::default(),
                 volumes: KeyedLocks::default(),
                 publications,
+                ending: CancellationToken::new(),
                 owners: TaskTracker::new(),
+                tasks: crate::tasks::Tasks::default(),
                 limits,
                 info: OnceLock::new(),
                 _lock: lock,
             }),
         };
+        crate::tasks::bury(&host.inner.services)?;
         crate::reopen::reopen(&host).await?;
         host.reopen_publications()?;
+        host.look_after_schedules();
         Ok(host)
     }
 
@@ -316,6 +324,8 @@ impl Host {
     /// # Errors
     /// With `stop_all`: the first sandbox that could not be put to sleep; the others are tried all the same.
     pub async fn shutdown(&self, stop_all: bool) -> Result<()> {
+        self.inner.ending.cancel();
+        self.inner.tasks.end();
         let entries = self.inner.registry.close();
         let mut first_error = None;
         if stop_all {

@@ -10,6 +10,7 @@ use tokio::sync::OnceCell;
 use types::{Accel, Arch, Bytes, StorageLayout};
 use vm::Qemu;
 
+use crate::backups::{BackupStore, open_store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 
@@ -28,6 +29,8 @@ pub struct HostConfig {
     pub boot_timeout: Duration,
     /// How much what is published may be asked for.
     pub publish: crate::publish::PublishLimits,
+    /// Where backups of volumes go, by URL; `backups/` in the data directory when missing.
+    pub backup_to: Option<String>,
 }
 
 impl HostConfig {
@@ -41,6 +44,7 @@ impl HostConfig {
             accel: None,
             boot_timeout: Duration::from_secs(120),
             publish: crate::publish::PublishLimits::default(),
+            backup_to: None,
         }
     }
 }
@@ -58,10 +62,13 @@ pub(crate) struct Services {
     pub(crate) store: Store,
     pub(crate) events: Events,
     pub(crate) builds: crate::keyed::KeyedLocks<types::ContentId>,
+    /// One download of a blob at a time, by its digest.
+    pub(crate) downloads: crate::keyed::KeyedLocks<String>,
     pub(crate) accel: OnceCell<Accel>,
     pub(crate) layout: OnceCell<StorageLayout>,
     index: Arc<Mutex<Index>>,
     qemu: OnceCell<Qemu>,
+    backups: OnceCell<remote::Store>,
 }
 
 impl Services {
@@ -83,10 +90,12 @@ impl Services {
             store,
             events: Events::new(Arc::clone(&index)),
             builds: crate::keyed::KeyedLocks::default(),
+            downloads: crate::keyed::KeyedLocks::default(),
             accel: OnceCell::new(),
             layout: OnceCell::new(),
             index,
             qemu: OnceCell::new(),
+            backups: OnceCell::new(),
         }))
     }
 
@@ -98,6 +107,15 @@ impl Services {
                 blocking(move || Ok(Qemu::discover(given.as_deref(), Arch::host())?)).await
             })
             .await
+    }
+
+    /// Where this host keeps backups of volumes, tried until it is there.
+    pub(crate) async fn backups(&self) -> Result<remote::Store> {
+        let place = match &self.config.backup_to {
+            Some(url) => BackupStore::Url(url.clone()),
+            None => BackupStore::Directory(self.store.backups_dir()),
+        };
+        self.backups.get_or_try_init(|| open_store(place)).await.cloned()
     }
 
     /// Refuses new work that the data root's filesystem has no room for: a machine that meets a full disk stands still,

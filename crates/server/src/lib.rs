@@ -15,12 +15,14 @@
 
 mod ask;
 mod auth;
+mod backups;
 mod events;
 mod exec;
 mod extract;
 mod files;
 mod forward;
 mod host;
+mod images;
 mod listen;
 mod openapi;
 mod pipe;
@@ -31,6 +33,7 @@ mod sandboxes;
 mod shell;
 mod snapshots;
 mod stream;
+mod tasks;
 mod tell;
 mod traffic;
 mod upkeep;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::{any, get, post};
+use axum::routing::{any, delete, get, post, put};
 use sandbox::Host;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,7 +14,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::auth::{AdminKey, TcpRules, tcp_door, unix_door};
 use crate::publish::Site;
 use crate::{
-    events, exec, files, host, publish, sandboxes, shell, snapshots, traffic, upkeep, usage, volumes,
+    backups, events, exec, files, host, images, publish, sandboxes, shell, snapshots, tasks, traffic, upkeep,
+    usage, volumes,
 };
 
 /// What every route has at hand.
@@ -82,7 +83,14 @@ pub(crate) fn with_state(app: App, door: Door) -> Router {
         .route("/version", get(host::version))
         .route("/openapi.json", get(host::openapi))
         .route("/events", get(events::events))
-        .route("/images", get(host::images))
+        .route("/images", get(images::list))
+        .route("/images/pull", post(images::pull))
+        .route("/images/import", post(images::import))
+        .route("/images/save", post(images::save))
+        .route("/images/build", post(images::build))
+        .route("/images/{name}", get(images::inspect).delete(images::delete))
+        .route("/tasks", get(tasks::list))
+        .route("/tasks/{id}", get(tasks::inspect).delete(tasks::cancel))
         .route("/sandboxes", get(sandboxes::list).post(sandboxes::create))
         .route("/sandboxes/{id}", get(sandboxes::inspect).patch(sandboxes::edit).delete(sandboxes::destroy))
         .route("/sandboxes/{id}/stop", post(sandboxes::stop))
@@ -102,6 +110,11 @@ pub(crate) fn with_state(app: App, door: Door) -> Router {
         .route("/volumes/{name}/detach", post(volumes::detach))
         .route("/volumes/{name}/resize", post(volumes::resize))
         .route("/volumes/{name}/clone", post(volumes::clone))
+        .route("/volumes/{name}/backups", get(backups::list).post(backups::create))
+        .route("/volumes/{name}/backups/prune", post(backups::prune))
+        .route("/volumes/{name}/backups/{id}", delete(backups::delete))
+        .route("/volumes/{name}/restore", post(backups::restore))
+        .route("/volumes/{name}/schedule", put(backups::schedule).delete(backups::unschedule))
         .route("/sandboxes/{id}/exec", post(exec::exec).get(shell::live_exec))
         .route("/sandboxes/{id}/shell", get(shell::shell))
         .route("/sandboxes/{id}/sessions", get(sandboxes::sessions))

@@ -70,6 +70,12 @@ pub(crate) fn volume(view: sandbox::VolumeView) -> api::Volume {
         created_at: view.created_at.to_string(),
         attached_to: view.users.into_iter().map(attachment).collect(),
         made_for: view.made_for.map(String::from),
+        schedule: view.schedule.map(|schedule| api::Schedule {
+            cron: schedule.cron,
+            keep: schedule.keep,
+            next_at: view.next_backup.map(|next| next.to_string()),
+            last_error: schedule.last_error,
+        }),
     }
 }
 
@@ -143,7 +149,7 @@ pub(crate) fn snapshot_report(report: sandbox::SnapshotReport) -> api::SnapshotR
     api::SnapshotReply { snapshot: snapshot(report.view), timings_ms, warnings: report.warnings }
 }
 
-fn timings(timings: &sandbox::Timings) -> BTreeMap<String, f64> {
+pub(crate) fn timings(timings: &sandbox::Timings) -> BTreeMap<String, f64> {
     let mut all: BTreeMap<String, f64> = BTreeMap::new();
     for (phase, time) in &timings.phases {
         *all.entry((*phase).to_owned()).or_default() += milliseconds(*time);
@@ -234,6 +240,32 @@ pub(crate) fn image(image: sandbox::ImageRecord) -> api::ImageObject {
         allocated_bytes: image.allocated.0,
         created_at: image.created_at.to_string(),
         source: image.source,
+        config: image.config.map(|config| api::ImageConfig {
+            env: config.env,
+            working_dir: config.working_dir,
+            user: config.user,
+            entrypoint: config.entrypoint,
+            cmd: config.cmd,
+        }),
+    }
+}
+
+pub(crate) fn task(task: sandbox::TaskRecord) -> api::Task {
+    let sandbox::TaskProgress { what, done_bytes, total_bytes } = task.progress;
+    api::Task {
+        id: task.id.into(),
+        kind: task.kind,
+        subject: task.subject,
+        status: task.status.as_str().to_owned(),
+        progress: api::TaskProgress { what, done_bytes, total_bytes },
+        error: task.error.map(|error| api::ErrorDetail {
+            code: error.code,
+            message: error.message,
+            hint: error.hint,
+        }),
+        result: task.result,
+        created_at: task.created_at.to_string(),
+        finished_at: task.finished_at.map(|at| at.to_string()),
     }
 }
 

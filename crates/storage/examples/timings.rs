@@ -158,6 +158,7 @@ fn round(
         state: RunState::Running,
         layout: template.spec.layout,
         layers: Vec::new(),
+        volumes: Vec::new(),
         image: template.spec.image.clone(),
         kernel: template.spec.kernel.clone(),
         cpus: 1,

@@ -238,7 +238,7 @@ fn a_clone_that_does_not_fit_says_so_and_leaves_nothing() {
         let error =
             clone_file_with(&from, &to, &CloneOptions { sync: true, ..Default::default() }).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NoSpace, "{}: {error:?}", make[0]);
-        assert_eq!(fs::read_dir(&small.at).unwrap().filter(|entry| is_clone(entry)).count(), 0);
+        assert_eq!(fs::read_dir(&small.at).unwrap().filter(is_clone).count(), 0);
         tried += 1;
     }
     assert!(tried > 0, "no filesystem could be made");

@@ -4,13 +4,15 @@
 //! receive or store them.
 
 mod id;
+mod image_config;
 mod name;
 mod spec;
 mod time;
 mod unit;
 mod volume;
 
-pub use id::{ContentId, IdError, LayerId, Nonce, SandboxId};
+pub use id::{ContentId, IdError, LayerId, Nonce, SandboxId, TaskId};
+pub use image_config::{CommandDefaults, ImageConfig};
 pub use name::{Alias, ImageName, NameError, Owner, SandboxName, SnapshotName, VolumeName};
 pub use spec::{
     Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, SandboxSpec, SpecLimits, StorageLayout,

@@ -36,17 +36,15 @@ pub enum Request {
     Unmount(VolumeMount),
     /// Let a mounted volume's file system grow to its disk: `Reply(Done)`.
     GrowVolume(VolumeGrowth),
-    /// Write a volume's file system out and hold all writes to it until `Thaw`, the end of the session or
-    /// [`crate::FREEZE_LIMIT_MS`], whichever comes first: `Reply(Done)`.
-    Freeze(VolumeMount),
-    /// Let writes go on: `Reply(Done)`. `bad_request` when they went on already.
-    Thaw(VolumeMount),
     /// Connect to a TCP port of the guest's loopback: `Started` (with pid 0) once it is connected, what comes from there
     /// as `Stdout`, `Eof` when no more will, and `Reply(Done)` when both directions have ended. What the host sends as
     /// `Data` goes there, up to `Eof`.
     Connect(Connect),
     /// What listens for TCP connections: `Reply(Ports)`.
     Ports,
+    /// Play back the journal of a file system whose disk was plugged in, a clone's, by mounting it for a moment out of
+    /// sight; the path is not used: `Reply(Done)`.
+    Settle(VolumeMount),
     /// `Reply(Done)` at once, then an orderly end of everything and of the guest.
     Poweroff,
 }

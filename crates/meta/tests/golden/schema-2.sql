@@ -28,13 +28,12 @@ CREATE TABLE settings (
     value TEXT NOT NULL
 ) STRICT;
 
--- What is published: an alias each for a port of a sandbox.
-CREATE TABLE publications (
-    alias         TEXT PRIMARY KEY NOT NULL,
+-- Schema 2: long work that outlives its request.
+
+CREATE TABLE tasks (
+    id            TEXT PRIMARY KEY NOT NULL,
     owner         TEXT NOT NULL,
-    sandbox_id    TEXT NOT NULL,
-    port          INTEGER NOT NULL,
+    finished      INTEGER NOT NULL,
+    record_json   TEXT NOT NULL,
     created_at_ms INTEGER NOT NULL
 ) STRICT;
-
-CREATE INDEX publications_by_sandbox ON publications (sandbox_id);
