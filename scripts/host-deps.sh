@@ -40,11 +40,13 @@ if [ "$(id -u)" != 0 ]; then
     wanted+=("newuidmap uidmap")
 fi
 if [ "${1:-}" = --tests ]; then
-    wanted+=("mkfs.btrfs btrfs-progs" "compsize btrfs-compsize" "mkfs.xfs xfsprogs" "git git" "busybox busybox-static" "cpio cpio" "script bsdutils")
+    wanted+=("mkfs.btrfs btrfs-progs" "compsize btrfs-compsize" "mkfs.xfs xfsprogs" "git git" "busybox busybox-static" "cpio cpio" "script bsdutils" "python3 python3" "/usr/share/doc/python3-venv python3-venv")
+    # A registry, and those who fill it and unpack images as a reference.
+    wanted+=("docker-registry docker-registry" "skopeo skopeo" "umoci umoci" "htpasswd apache2-utils")
 fi
 
 if [ "${1:-}" = --bench ]; then
-    wanted+=("fincore util-linux-extra")
+    wanted+=("fincore util-linux-extra" "docker-registry docker-registry" "skopeo skopeo")
 fi
 
 there() { case "$1" in /*) [ -e "$1" ] ;; *) command -v "$1" > /dev/null ;; esac; }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the tests need beyond the programs of host-deps.sh: cargo-nextest, and two QEMUs of different age in
-# target/test-tools/, unpacked there and not installed. Does nothing when they are there.
+# What the tests need beyond the programs of host-deps.sh: cargo-nextest, and in target/test-tools/, unpacked there and
+# not installed, two QEMUs of different age and an S3 server (moto, from PyPI). Does nothing when they are there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:$HOME/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin"
@@ -57,4 +57,13 @@ fetch() {
 }
 unpack 7.2 bookworm
 unpack 10.0 trixie
-say "everything is there ($(cargo nextest --version | head -n 1 | cut -d ' ' -f 1,2), qemu-7.2, qemu-10.0)"
+
+moto_version=5.1.6
+if ! "$tools/moto/bin/python" -c "import importlib.metadata as m; assert m.version('moto') == '$moto_version'" 2> /dev/null; then
+    say "installing moto $moto_version into target/test-tools/"
+    rm -rf "$tools/moto"
+    python3 -m venv "$tools/moto"
+    "$tools/moto/bin/pip" install --quiet --disable-pip-version-check "moto[server]==$moto_version"
+fi
+
+say "everything is there ($(cargo nextest --version | head -n 1 | cut -d ' ' -f 1,2), qemu-7.2, qemu-10.0, moto $moto_version)"

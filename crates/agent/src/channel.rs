@@ -205,8 +205,13 @@ impl Agent {
         };
         if let Some(config) = config {
             self.environment = config.env;
-            if let Some(init) = config.init.filter(|_| !self.init_started) {
-                match self.start_init(&init) {
+            self.defaults = config.defaults;
+            let command = match config.init {
+                Some(line) => vec!["/bin/sh".to_string(), "-c".to_string(), line],
+                None => self.defaults.init.clone(),
+            };
+            if !command.is_empty() && !self.init_started {
+                match self.start_init(&command) {
                     Ok(()) => self.init_started = true,
                     Err(failed) => warnings.push(format!("init command: {}", failed.message)),
                 }
@@ -218,11 +223,14 @@ impl Agent {
 
     /// Ends the session with a host: its commands are killed, its looks at sessions end, nothing else changes.
     fn end_session(&mut self) {
-        self.thaw(None);
         for stream in std::mem::take(&mut self.streams).into_values() {
-            if let Stream::Task(mut task) = stream {
-                self.owners.remove(&task.pid());
-                task.abandon(&self.poll);
+            match stream {
+                Stream::Task(mut task) => {
+                    self.owners.remove(&task.pid());
+                    task.abandon(&self.poll);
+                }
+                Stream::Connection(mut connection) => connection.release(&self.poll),
+                Stream::Client(_) => {}
             }
         }
         for session in self.sessions.iter_mut() {
@@ -233,6 +241,10 @@ impl Agent {
     fn take_data(&mut self, stream: u32, bytes: &[u8]) {
         match self.streams.get_mut(&stream) {
             Some(Stream::Task(task)) => task.take_data(bytes, &mut self.outbox, &self.poll),
+            Some(Stream::Connection(connection)) => {
+                connection.take_data(bytes, &mut self.outbox, &self.poll);
+                self.settle(stream);
+            }
             Some(Stream::Client(number)) => {
                 if let Some(session) = self.sessions.get_mut(*number) {
                     session.take_data(stream, bytes, &mut self.outbox, &self.poll);
@@ -243,15 +255,21 @@ impl Agent {
     }
 
     fn take_eof(&mut self, stream: u32) {
-        // A session's terminal stays open for others.
-        if let Some(Stream::Task(task)) = self.streams.get_mut(&stream) {
-            task.take_eof(&mut self.outbox, &self.poll);
+        match self.streams.get_mut(&stream) {
+            Some(Stream::Task(task)) => task.take_eof(&mut self.outbox, &self.poll),
+            Some(Stream::Connection(connection)) => {
+                connection.take_eof(&mut self.outbox, &self.poll);
+                self.settle(stream);
+            }
+            // A session's terminal stays open for others.
+            Some(Stream::Client(_)) | None => {}
         }
     }
 
     fn take_credit(&mut self, stream: u32, bytes: u32) {
         match self.streams.get_mut(&stream) {
             Some(Stream::Task(task)) => task.grant(bytes, &self.poll),
+            Some(Stream::Connection(connection)) => connection.grant(bytes, &self.poll),
             Some(Stream::Client(number)) => {
                 if let Some(session) = self.sessions.get_mut(*number) {
                     session.grant(stream, bytes);
@@ -267,7 +285,7 @@ impl Agent {
             Some(Stream::Client(number)) => {
                 self.sessions.get_mut(*number).and_then(|session| session.terminal())
             }
-            None => None,
+            Some(Stream::Connection(_)) | None => None,
         };
         if let Some(terminal) = terminal {
             let _ = tcsetwinsize(terminal, window(size.rows, size.cols));
@@ -283,7 +301,7 @@ impl Agent {
                     session.signal(signal);
                 }
             }
-            None => {}
+            Some(Stream::Connection(_)) | None => {}
         }
     }
 
@@ -298,6 +316,7 @@ impl Agent {
                     session.detach(stream, &self.poll);
                 }
             }
+            Some(Stream::Connection(mut connection)) => connection.release(&self.poll),
             None => {}
         }
     }

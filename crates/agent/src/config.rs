@@ -8,13 +8,14 @@ use std::path::Path;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde::Deserialize;
-use wire::InlineConfig;
+use wire::{CommandDefaults, InlineConfig};
 
 use crate::replace::replace;
 
 const DEVICE: &str = "/dev/vdb";
 const MOUNT_POINT: &str = "/run/bhatti/config";
-const VERSION: u32 = 1;
+/// 2 has `defaults`.
+const VERSION: u32 = 2;
 
 /// What the drive says.
 #[derive(Debug, Deserialize)]
@@ -24,6 +25,8 @@ struct Config {
     env: BTreeMap<String, String>,
     #[serde(default)]
     init: Option<String>,
+    #[serde(default)]
+    defaults: CommandDefaults,
     #[serde(default)]
     files: Vec<PlacedFile>,
 }
@@ -55,9 +58,9 @@ fn read_mounted(drive: &Path, first_boot: bool, warnings: &mut Vec<String>) -> R
         fs::read(drive.join("config.json")).map_err(|error| format!("config drive: config.json: {error}"))?;
     let config: Config =
         serde_json::from_slice(&json).map_err(|error| format!("config drive: config.json: {error}"))?;
-    if config.version != VERSION {
+    if !(1..=VERSION).contains(&config.version) {
         return Err(format!(
-            "config drive: version {} is not {VERSION}; this agent is too old",
+            "config drive: version {} is newer than {VERSION}; this agent is too old",
             config.version
         ));
     }
@@ -74,7 +77,7 @@ fn read_mounted(drive: &Path, first_boot: bool, warnings: &mut Vec<String>) -> R
             }
         }
     }
-    Ok(InlineConfig { env: config.env, init: config.init })
+    Ok(InlineConfig { env: config.env, init: config.init, defaults: config.defaults })
 }
 
 #[cfg(test)]
@@ -97,6 +100,7 @@ mod tests {
         let config = read_mounted(&drive, true, &mut warnings).expect("reads");
         assert_eq!((config.env["A"].as_str(), config.init), ("b", None));
         assert_eq!(fs::read(&target).expect("reads"), b"zero");
+        assert!(config.defaults.is_empty(), "a drive of version 1 has none");
         assert_eq!(warnings.len(), 2);
 
         fs::write(&target, "changed since").expect("writes");
@@ -107,8 +111,8 @@ mod tests {
     #[test]
     fn a_newer_drive_is_refused_by_its_version() {
         let directory = tempfile::tempdir().expect("a directory");
-        fs::write(directory.path().join("config.json"), r#"{"version":2}"#).expect("writes");
+        fs::write(directory.path().join("config.json"), r#"{"version":3}"#).expect("writes");
         let error = read_mounted(directory.path(), true, &mut vec![]).expect_err("refused");
-        assert!(error.contains("version 2"), "{error}");
+        assert!(error.contains("version 3"), "{error}");
     }
 }

@@ -18,6 +18,7 @@ use wire::{
 
 use crate::failure::{failure, failure_io};
 use crate::lines::{copy_bytes, copy_lines};
+use crate::listeners;
 use crate::replace::replace;
 use crate::volumes;
 
@@ -54,10 +55,10 @@ pub enum Job {
     Unmount(VolumeMount),
     /// Let one grow to its disk.
     Grow(VolumeGrowth),
-    /// Hold the writes to one.
-    Freeze(VolumeMount),
-    /// Let them go on.
-    Thaw(VolumeMount),
+    /// Tell what listens.
+    Ports,
+    /// Play back the journal of one.
+    Settle(VolumeMount),
 }
 
 /// Does the job and gives the worker's exit status.
@@ -100,8 +101,8 @@ fn work(job: &Job) -> Result<Reply, Failure> {
         Job::Mount(volume) => volumes::mount(volume).map(|()| Reply::Done),
         Job::Unmount(volume) => volumes::unmount(volume).map(|()| Reply::Done),
         Job::Grow(growth) => volumes::grow(growth).map(|()| Reply::Done),
-        Job::Freeze(volume) => volumes::freeze(volume).map(|()| Reply::Done),
-        Job::Thaw(volume) => volumes::thaw(volume).map(|()| Reply::Done),
+        Job::Ports => Ok(Reply::Ports(listeners::list())),
+        Job::Settle(volume) => volumes::settle(volume).map(|()| Reply::Done),
     }
 }
 

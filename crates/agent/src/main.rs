@@ -13,6 +13,7 @@
 mod boot;
 mod channel;
 mod config;
+mod connection;
 mod console;
 mod failure;
 mod feed;
@@ -20,6 +21,7 @@ mod files;
 mod identity;
 mod info;
 mod lines;
+mod listeners;
 mod modules;
 mod open;
 mod outbox;

@@ -1,16 +1,15 @@
 //! Beginning what the host asks for.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::Pid;
 use rustix::termios::tcsetwinsize;
 use sys::guest_process::{WorkerStreams, fork_worker};
 use wire::{ErrorCode, Exec, Failure, Message, Reply, Request, Session, SessionKind};
 
 use crate::channel::deadline_in;
-use crate::console::say;
+use crate::connection::Connection;
 use crate::failure::{failure, failure_io};
 use crate::files::{self, Job};
 use crate::info;
@@ -20,9 +19,6 @@ use crate::task::{Ends, Kind, Task};
 
 /// How many streams may be open at once.
 const MAX_STREAMS: usize = 512;
-
-/// How long writes to a volume are held at most.
-const FREEZE_LIMIT: Duration = Duration::from_millis(wire::FREEZE_LIMIT_MS);
 
 impl Agent {
     /// Begins what a stream asks for, or says why not.
@@ -62,18 +58,18 @@ impl Agent {
             Request::Mount(volume) => self.work(stream, Job::Mount(volume)),
             Request::Unmount(volume) => self.work(stream, Job::Unmount(volume)),
             Request::GrowVolume(growth) => self.work(stream, Job::Grow(growth)),
-            Request::Freeze(volume) => {
-                self.frozen.push((volume.clone(), Instant::now() + FREEZE_LIMIT));
-                self.work(stream, Job::Freeze(volume))
-            }
-            Request::Thaw(volume) => {
-                self.frozen.retain(|(frozen, _)| *frozen != volume);
-                self.work(stream, Job::Thaw(volume))
-            }
+            Request::Settle(volume) => self.work(stream, Job::Settle(volume)),
             Request::Info => {
                 self.reply(stream, Reply::Info(info::read()));
                 Ok(())
             }
+            Request::Connect(connect) => {
+                let connection = Connection::begin(stream, connect.port, &mut self.outbox, &self.poll)?;
+                self.streams.insert(stream, Stream::Connection(Box::new(connection)));
+                self.settle(stream);
+                Ok(())
+            }
+            Request::Ports => self.work(stream, Job::Ports),
             Request::Poweroff => {
                 self.reply(stream, Reply::Done);
                 self.power_off = true;
@@ -86,7 +82,7 @@ impl Agent {
         self.outbox.push(stream, &Message::Reply(Box::new(reply)));
     }
 
-    fn say_started(&mut self, stream: u32, pid: Pid, session: Option<String>) {
+    fn say_started(&mut self, stream: u32, pid: rustix::process::Pid, session: Option<String>) {
         let pid = u32::try_from(pid.as_raw_nonzero().get()).unwrap_or(0);
         self.outbox.push(stream, &Message::Started(wire::Started { pid, session }));
     }
@@ -117,6 +113,7 @@ impl Agent {
             sandbox_env: &self.environment,
             cwd: exec.cwd.as_deref(),
             user: exec.user.as_deref(),
+            defaults: &self.defaults,
             wiring,
         }
     }
@@ -172,6 +169,7 @@ impl Agent {
                     sandbox_env: &self.environment,
                     cwd: wanted.cwd.as_deref(),
                     user: wanted.user.as_deref(),
+                    defaults: &self.defaults,
                     wiring: Wiring::Terminal(&wanted.tty),
                 })?;
                 self.add_session(SessionKind::Shell, true, None, started)
@@ -189,54 +187,36 @@ impl Agent {
     }
 
     /// Starts the sandbox's init command, as the default user.
-    pub fn start_init(&mut self, init: &str) -> Result<(), Failure> {
-        let argv = ["/bin/sh".to_string(), "-c".to_string(), init.to_string()];
+    pub fn start_init(&mut self, command: &[String]) -> Result<(), Failure> {
         let started = start(&Launch {
-            argv: Some(&argv),
+            argv: Some(command),
             env: &BTreeMap::new(),
             sandbox_env: &self.environment,
             cwd: None,
             user: None,
+            defaults: &self.defaults,
             wiring: Wiring::Together,
         })?;
         self.add_session(SessionKind::Init, false, None, started);
         Ok(())
     }
 
-    /// Lets the writes to volumes go on whose time is over by `now`; all of them without a time. Nobody is told.
-    pub fn thaw(&mut self, now: Option<Instant>) {
-        let over = |until: &Instant| now.is_none_or(|now| *until <= now);
-        let (due, held): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.frozen).into_iter().partition(|(_, until)| over(until));
-        self.frozen = held;
-        for (volume, _) in due {
-            if let Err(failed) = self.start_worker(&Job::Thaw(volume)) {
-                say(format_args!("{}", failed.message));
-            }
-        }
-    }
-
     /// Starts a worker for a file verb.
     fn work(&mut self, stream: u32, job: Job) -> Result<(), Failure> {
-        let (pid, ends) = self.start_worker(&job)?;
-        let task = Task::new(stream, pid, Kind::Worker { notes: vec![] }, ends, &self.poll);
-        self.owners.insert(pid, Owner::Stream(stream));
-        self.streams.insert(stream, Stream::Task(Box::new(task)));
-        Ok(())
-    }
-
-    fn start_worker(&mut self, job: &Job) -> Result<(Pid, Ends), Failure> {
         let io_failure = |error: std::io::Error| failure_io("file worker", &error);
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|errno| io_failure(errno.into()));
         let ((stdin, feed), (stdout, stdout_writer), (notes, notes_writer)) = (pipe()?, pipe()?, pipe()?);
         let streams = WorkerStreams { stdin, stdout: stdout_writer, stderr: notes_writer };
         let takes_content = matches!(job, Job::Write(_));
-        let pid = fork_worker(&self.sole, streams, || files::run(job)).map_err(io_failure)?;
+        let pid = fork_worker(&self.sole, streams, || files::run(&job)).map_err(io_failure)?;
         let ends = Ends {
             feed: if takes_content { Some(non_blocking(feed).map_err(io_failure)?) } else { None },
             stdout: non_blocking(stdout).map_err(io_failure)?,
             stderr: Some(non_blocking(notes).map_err(io_failure)?),
         };
-        Ok((pid, ends))
+        let task = Task::new(stream, pid, Kind::Worker { notes: vec![] }, ends, &self.poll);
+        self.owners.insert(pid, Owner::Stream(stream));
+        self.streams.insert(stream, Stream::Task(Box::new(task)));
+        Ok(())
     }
 }

@@ -30,6 +30,10 @@ pub enum Token {
     Session(u32),
     /// A session's terminal takes bytes again.
     SessionFeed(u32),
+    /// A connection has bytes or has ended.
+    Connection(u32),
+    /// A connection is made, or takes bytes again.
+    ConnectionFeed(u32),
 }
 
 impl Token {
@@ -43,6 +47,8 @@ impl Token {
             Token::Feed(id) => (5, id),
             Token::Session(id) => (6, id),
             Token::SessionFeed(id) => (7, id),
+            Token::Connection(id) => (8, id),
+            Token::ConnectionFeed(id) => (9, id),
         };
         tag << 32 | u64::from(id)
     }
@@ -58,6 +64,8 @@ impl Token {
             5 => Token::Feed(id),
             6 => Token::Session(id),
             7 => Token::SessionFeed(id),
+            8 => Token::Connection(id),
+            9 => Token::ConnectionFeed(id),
             _ => return None,
         })
     }
@@ -160,7 +168,7 @@ mod tests {
         for token in [Token::Port, Token::Signals, Token::Outputs, Token::Stdout(1), Token::Stderr(2)] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }
-        for token in [Token::Feed(u32::MAX), Token::Session(0), Token::SessionFeed(9)] {
+        for token in [Token::Feed(u32::MAX), Token::Session(0), Token::SessionFeed(9), Token::Connection(3)] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }
         assert_eq!(Token::decode(u64::MAX), None);

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 use sys::guest_process::{GuestSignal, SignalQueue, SoleThread};
-use wire::{ExitStatus, MAX_PAYLOAD, Nonce, VolumeMount};
+use wire::{ExitStatus, MAX_PAYLOAD, Nonce};
 
 use crate::channel::Phase;
+use crate::connection::Connection;
 use crate::outbox::Outbox;
 use crate::poll::{Poll, Token};
 use crate::port;
@@ -39,6 +40,8 @@ pub enum Stream {
     Task(Box<Task>),
     /// It looks at the session of that number.
     Client(u32),
+    /// A connection to a port of this guest.
+    Connection(Box<Connection>),
 }
 
 /// Everything there is.
@@ -58,9 +61,9 @@ pub struct Agent {
     pub(crate) sandbox_id: Option<String>,
     pub(crate) init_started: bool,
     pub(crate) environment: BTreeMap<String, String>,
+    /// What commands get that say nothing themselves.
+    pub(crate) defaults: wire::CommandDefaults,
     pub(crate) power_off: bool,
-    /// Volumes whose writes are held, and until when at most.
-    pub(crate) frozen: Vec<(VolumeMount, Instant)>,
     /// The device whose size the root file system may grow to.
     pub(crate) root_disk: String,
     signals: SignalQueue,
@@ -89,8 +92,8 @@ impl Agent {
             sandbox_id: None,
             init_started: false,
             environment: BTreeMap::new(),
+            defaults: wire::CommandDefaults::default(),
             power_off: false,
-            frozen: vec![],
             root_disk,
             signals,
             readable: true,
@@ -134,6 +137,18 @@ impl Agent {
                     session.read(&mut self.scratch, &self.poll);
                 }
             }
+            Token::Connection(id) => {
+                if let Some(Stream::Connection(connection)) = self.streams.get_mut(&id) {
+                    connection.read(&mut self.scratch, &mut self.outbox, &self.poll);
+                    self.settle(id);
+                }
+            }
+            Token::ConnectionFeed(id) => {
+                if let Some(Stream::Connection(connection)) = self.streams.get_mut(&id) {
+                    connection.writable(&mut self.outbox, &self.poll);
+                    self.settle(id);
+                }
+            }
             Token::SessionFeed(number) => {
                 if let Some(session) = self.sessions.get_mut(number) {
                     session.feed_ready(&mut self.outbox, &self.poll);
@@ -173,12 +188,20 @@ impl Agent {
         }
     }
 
-    /// Ends a stream whose process has said all it will.
-    fn settle(&mut self, id: u32) {
-        if let Some(Stream::Task(task)) = self.streams.get_mut(&id)
-            && task.settle(Instant::now(), &mut self.outbox)
-        {
-            task.release(&self.poll);
+    /// Ends a stream whose process or connection has said all it will.
+    pub(crate) fn settle(&mut self, id: u32) {
+        let over = match self.streams.get_mut(&id) {
+            Some(Stream::Task(task)) => {
+                let over = task.settle(Instant::now(), &mut self.outbox);
+                if over {
+                    task.release(&self.poll);
+                }
+                over
+            }
+            Some(Stream::Connection(connection)) => connection.settle(&mut self.outbox, &self.poll),
+            Some(Stream::Client(_)) | None => false,
+        };
+        if over {
             self.streams.remove(&id);
         }
     }
@@ -217,7 +240,6 @@ impl Agent {
 
     fn look_at_clocks(&mut self) {
         let now = Instant::now();
-        self.thaw(Some(now));
         let due: Vec<u32> = self
             .streams
             .iter_mut()
@@ -225,6 +247,10 @@ impl Agent {
                 Stream::Task(task) => {
                     task.enforce_deadline(now);
                     task.next_look().is_some_and(|at| at <= now).then_some(*id)
+                }
+                Stream::Connection(connection) => {
+                    connection.enforce_deadline(now);
+                    connection.is_over().then_some(*id)
                 }
                 Stream::Client(_) => None,
             })
@@ -243,9 +269,10 @@ impl Agent {
     fn time_to_next_look(&mut self) -> Option<Duration> {
         let tasks = self.streams.values().filter_map(|stream| match stream {
             Stream::Task(task) => task.next_look(),
+            Stream::Connection(connection) => connection.next_look(),
             Stream::Client(_) => None,
         });
-        let first = tasks.chain(self.frozen.iter().map(|(_, until)| *until)).min();
+        let first = tasks.min();
         let first = self.sessions.iter_mut().filter_map(|session| session.next_look()).chain(first).min();
         first.map(|at| at.saturating_duration_since(Instant::now()))
     }

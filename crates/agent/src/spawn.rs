@@ -37,6 +37,8 @@ pub struct Launch<'a> {
     pub cwd: Option<&'a str>,
     /// Name or number; the default user if not given.
     pub user: Option<&'a str>,
+    /// What the sandbox's image wants where nothing is given.
+    pub defaults: &'a wire::CommandDefaults,
     /// How it is connected.
     pub wiring: Wiring<'a>,
 }
@@ -72,8 +74,9 @@ pub struct Started {
 
 /// Starts it.
 pub fn start(launch: &Launch<'_>) -> Result<Started, Failure> {
-    let user = users::find(launch.user).ok_or_else(|| {
-        failure(ErrorCode::NoSuchUser, launch.user.unwrap_or_default(), "no such user in this guest")
+    let wanted = launch.user.or(launch.defaults.user.as_deref());
+    let user = users::find(wanted).ok_or_else(|| {
+        failure(ErrorCode::NoSuchUser, wanted.unwrap_or_default(), "no such user in this guest")
     })?;
     let argv = match launch.argv {
         Some(argv) => argv.to_vec(),
@@ -91,7 +94,8 @@ pub fn start(launch: &Launch<'_>) -> Result<Started, Failure> {
             "arguments or environment hold a NUL or a bad name",
         ));
     }
-    let cwd = working_directory(launch.cwd, &user)?;
+    let wanted_cwd = launch.cwd.or(launch.defaults.cwd.as_deref());
+    let cwd = working_directory(wanted_cwd, &user)?;
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(environment(launch, &user));
     let io_failure = |error: io::Error| failure_io(program, &error);
@@ -100,7 +104,7 @@ pub fn start(launch: &Launch<'_>) -> Result<Started, Failure> {
     let persona = Persona { uid: user.uid, gid: user.gid, groups: user.groups, cwd, terminal };
     let spawned = spawn(&mut command, persona);
     drop(command); // and with it this process's copies of the other ends
-    let child = spawned.map_err(|error| exec_failure(program, launch.cwd.unwrap_or(&user.home), &error))?;
+    let child = spawned.map_err(|error| exec_failure(program, wanted_cwd.unwrap_or(&user.home), &error))?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| failure(ErrorCode::Io, program, "has no process number"))?;
     Ok(Started { pid, argv, feed: ends.feed, stdout: ends.stdout, stderr: ends.stderr })
@@ -238,9 +242,17 @@ mod tests {
             shell: "/bin/bash".to_string(),
         };
         let (env, sandbox_env) = (map(request), map(sandbox));
+        let defaults = wire::CommandDefaults::default();
         let wiring = Wiring::Apart { stdin: false };
-        let launch =
-            Launch { argv: None, env: &env, sandbox_env: &sandbox_env, cwd: None, user: None, wiring };
+        let launch = Launch {
+            argv: None,
+            env: &env,
+            sandbox_env: &sandbox_env,
+            cwd: None,
+            user: None,
+            defaults: &defaults,
+            wiring,
+        };
         environment(&launch, &user)
     }
 

@@ -22,13 +22,18 @@ pub struct User {
     pub shell: String,
 }
 
-/// Finds a user by name or number; `None` asks for the default. A number that has no name is a user of its own.
+/// Finds a user by name or number, perhaps with `:` and a group; `None` asks for the default. A number that has no name
+/// is a user of its own.
 pub fn find(wanted: Option<&str>) -> Option<User> {
     let read = |path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
     find_in(&read("/etc/passwd"), &read("/etc/group"), wanted)
 }
 
 fn find_in(passwd: &str, group: &str, wanted: Option<&str>) -> Option<User> {
+    let (wanted, wanted_group) = match wanted.and_then(|wanted| wanted.split_once(':')) {
+        Some((user, group)) => (Some(user), Some(group)),
+        None => (wanted, None),
+    };
     let mut user = match wanted {
         None => by_uid(passwd, DEFAULT_UID).or_else(|| by_uid(passwd, 0)).unwrap_or_else(|| nameless(0)),
         Some(name) => match (entries(passwd).find(|user| user.name == name), name.parse()) {
@@ -38,8 +43,22 @@ fn find_in(passwd: &str, group: &str, wanted: Option<&str>) -> Option<User> {
             (None, Err(_)) => return None,
         },
     };
+    if let Some(wanted) = wanted_group {
+        // Who names a group wants that one and no others, as containers do it.
+        user.gid = match wanted.parse() {
+            Ok(gid) => gid,
+            Err(_) => gid_of(group, wanted)?,
+        };
+        user.groups = vec![user.gid];
+        return Some(user);
+    }
     user.groups = groups_of(group, &user.name, user.gid);
     Some(user)
+}
+
+fn gid_of(group: &str, name: &str) -> Option<u32> {
+    let mut lines = group.lines().map(|line| line.split(':'));
+    lines.find_map(|mut fields| (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?)
 }
 
 fn nameless(uid: u32) -> User {
@@ -106,6 +125,16 @@ mod tests {
         assert_eq!((stranger.uid, stranger.groups, stranger.home.as_str()), (4711, vec![4711], "/"));
         assert_eq!(find_in(PASSWD, GROUP, Some("nobody")), None);
         assert_eq!(find_in(PASSWD, GROUP, Some("broken")), None);
+    }
+
+    #[test]
+    fn a_group_may_be_named_with_the_user() {
+        let with =
+            |wanted| find_in(PASSWD, GROUP, Some(wanted)).map(|user| (user.uid, user.gid, user.groups));
+        assert_eq!(with("user:users"), Some((1000, 100, vec![100])));
+        assert_eq!(with("7:42"), Some((7, 42, vec![42])));
+        assert_eq!(with("root:0"), Some((0, 0, vec![0])));
+        assert_eq!(with("user:nobody-knows"), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +20,9 @@ use crate::identity;
 
 /// How long a disk that was plugged in may take to be known to the kernel.
 const DISK_WITHIN: Duration = Duration::from_secs(20);
+
+/// Where clones are mounted for a moment; only root looks in there.
+const OUT_OF_SIGHT: &str = "/run/bhatti/settle";
 
 /// How many processes a refusal names.
 const NAMED: usize = 3;
@@ -54,7 +57,7 @@ pub fn mount(volume: &VolumeMount) -> Result<(), Failure> {
     mount_at(&disk, path, "ext4", flags, data).map_err(|error| match error {
         Errno::ROFS | Errno::ACCESS if volume.read_only => {
             let why = "it was not unmounted cleanly and has to be attached once without `:ro`";
-            told(volume, ErrorCode::Io, why)
+            told(volume, ErrorCode::Unclean, why)
         }
         Errno::INVAL | Errno::UCLEAN | Errno::NODATA => {
             told(volume, ErrorCode::Io, &format!("it holds no whole ext4 file system ({error})"))
@@ -105,22 +108,21 @@ pub fn grow(growth: &VolumeGrowth) -> Result<(), Failure> {
         .map_err(|error| told(volume, ErrorCode::Io, &format!("its file system cannot grow: {error}")))
 }
 
-/// Writes a volume's file system out and holds the writes to it.
-pub fn freeze(volume: &VolumeMount) -> Result<(), Failure> {
-    let (path, _) = mounted(volume)?;
-    File::open(path)
-        .and_then(sys::guest_ioctl::freeze)
-        .map_err(|error| told(volume, ErrorCode::Io, &format!("its writes cannot be held: {error}")))
-}
-
-/// Lets the writes go on.
-pub fn thaw(volume: &VolumeMount) -> Result<(), Failure> {
-    let (path, _) = mounted(volume)?;
-    let thawed = File::open(path).and_then(sys::guest_ioctl::thaw);
-    thawed.map_err(|error| match Errno::from_io_error(&error) {
-        Some(Errno::INVAL) => told(volume, ErrorCode::BadRequest, "its writes were not held any more"),
-        _ => told(volume, ErrorCode::Io, &format!("its writes are still held: {error}")),
-    })
+/// Plays back the journal of a clone that was plugged in: mounted out of sight for a moment, so that its next user finds
+/// it as if it had been unmounted.
+pub fn settle(volume: &VolumeMount) -> Result<(), Failure> {
+    let Some(disk) = wait_for(DISK_WITHIN, || disk_of(&volume.serial)) else {
+        return Err(told(volume, ErrorCode::NotFound, "its disk does not appear"));
+    };
+    let place = Path::new(OUT_OF_SIGHT).join(&volume.serial);
+    let io_failure = |error: io::Error| failure_io(place.display(), &error);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&place).map_err(io_failure)?;
+    let flags = MountFlags::NOATIME | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let settled = mount_at(&disk, &place, "ext4", flags, c"")
+        .and_then(|()| unmount_at(&place, UnmountFlags::empty()))
+        .map_err(|error| told(volume, ErrorCode::Io, &format!("its journal cannot be played back: {error}")));
+    let _ = fs::remove_dir(&place);
+    settled
 }
 
 fn told(volume: &VolumeMount, code: ErrorCode, why: &str) -> Failure {

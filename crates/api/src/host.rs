@@ -1,4 +1,4 @@
-//! What is told of the host: health, version, events, images.
+//! What is told of the host: health, version, events.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -45,23 +45,4 @@ pub struct Event {
     /// Details by kind.
     #[serde(default)]
     pub detail: serde_json::Value,
-}
-
-/// A base image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct ImageObject {
-    /// Name.
-    pub name: String,
-    /// `amd64` or `arm64`.
-    pub arch: String,
-    /// BLAKE3 of its content, 64 hex digits.
-    pub id: String,
-    /// Logical size in bytes.
-    pub size_bytes: u64,
-    /// Allocated bytes.
-    pub allocated_bytes: u64,
-    /// RFC 3339.
-    pub created_at: String,
-    /// Where it came from.
-    pub source: String,
 }

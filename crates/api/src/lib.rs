@@ -3,24 +3,35 @@
 //! Requests refuse unknown fields, so that a misspelt option is an error and not a surprise. Everything here is
 //! shape only: checking what a request means is the server's part.
 
+mod backup;
 mod error;
 mod exec;
 mod host;
+mod image;
 mod request;
 mod sandbox;
 mod snapshot;
+mod task;
+mod traffic;
 mod upkeep;
 mod usage;
 mod volume;
 
+pub use backup::{
+    Backup, BackupEvent, BackupProgress, BackupPruneReply, BackupPruneRequest, BackupReply, BackupRequest,
+    RestoreEvent, RestoreReply, RestoreRequest, Schedule, ScheduleRequest,
+};
 pub use error::{ErrorBody, ErrorDetail};
 pub use exec::{ExecEvent, ExecRequest, ExecResponse, ShellControl, TtySize};
-pub use host::{Event, Health, ImageObject, Version};
+pub use host::{Event, Health, Version};
+pub use image::{BuildRequest, ImageConfig, ImageObject, PullRequest, SaveRequest};
 pub use request::{
     After, AfterWord, CreateRequest, EditRequest, FileSpec, StartRequest, StopRequest, VolumeSpec,
 };
 pub use sandbox::{FileEntry, FileStat, LastDecision, LastTransition, Sandbox, SandboxReply, Session};
 pub use snapshot::{ForkReply, ForkRequest, ResumeRequest, Snapshot, SnapshotReply, SnapshotRequest};
+pub use task::{Task, TaskProgress};
+pub use traffic::{Port, Publication, PublishRequest};
 pub use upkeep::{Checked, Finding, Fsck, FsckEvent, FsckRequest, Gc, GcItem, GcRequest};
 pub use usage::{FileUsage, ObjectUsage, OwnerUsage, SandboxUsage, SnapshotUsage, Usage, UsageFigures};
 pub use volume::{

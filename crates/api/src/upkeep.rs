@@ -125,7 +125,7 @@ pub struct Gc {
 /// Something that nobody names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GcItem {
-    /// `layer`, `base`, `template`, `image`, `kernel` or `leftover`.
+    /// `layer`, `base`, `template`, `image`, `kernel`, `blob` (a download) or `leftover`.
     pub kind: String,
     /// Its id, or its path.
     pub name: String,

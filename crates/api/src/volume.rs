@@ -23,6 +23,9 @@ pub struct Volume {
     /// Id of the copy of a sandbox that it was cloned for. It is deleted with that sandbox, unless it is detached before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_for: Option<String>,
+    /// When it is backed up by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<crate::Schedule>,
 }
 
 /// A sandbox that has a volume.
@@ -49,7 +52,7 @@ pub struct VolumeReply {
     /// How it was cloned: `reflink` or `sparse_copy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clone: Option<String>,
-    /// How long a guest's writes to the source were held for the clone; missing where no guest could write.
+    /// How long a guest's writes to the source had to wait for the clone; missing where no guest could write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_ms: Option<f64>,
     /// Milliseconds of each phase of this call, and `total`; empty for a no-op.

@@ -65,6 +65,10 @@ impl Daemon {
         self.dir.path()
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn post(&self, path: &str, body: &Value) -> Result<Value> {
         let reply = self
             .agent
@@ -95,7 +99,8 @@ impl Daemon {
         Ok(())
     }
 
-    fn remove(&self, path: &str) -> Result<()> {
+    /// Removes what has this path.
+    pub(crate) fn remove(&self, path: &str) -> Result<()> {
         let url = format!("{}{path}", self.url);
         let reply =
             self.agent.delete(url).header("Authorization", self.bearer()).call().during("destroying")?;

@@ -1,6 +1,7 @@
 //! Clones, snapshots, forks, and where the bytes are: the same measurements on one filesystem after the other.
 
 mod accounts;
+mod backups;
 mod clones;
 mod cold;
 mod fork;
@@ -134,7 +135,7 @@ fn on_one(
         report.host = bed.daemon.describe()?;
     }
     type Part = fn(&Bed<'_>, &mut Across) -> Result<Found>;
-    let parts: [(&str, Part); 8] = [
+    let parts: [(&str, Part); 9] = [
         ("clones", clones::measure),
         ("cold sandboxes", cold::measure),
         ("named snapshots", pause::measure),
@@ -142,6 +143,7 @@ fn on_one(
         ("resumes", resumes::measure),
         ("much private memory", much_memory::measure),
         ("memory images", memory::measure),
+        ("backups of volumes", backups::measure),
         ("compsize", accounts::compsize),
     ];
     for (what, part) in parts {

@@ -9,6 +9,7 @@ mod density;
 mod error;
 mod exec;
 mod filesystem;
+mod images;
 mod life;
 mod pages;
 mod phases;
@@ -60,6 +61,8 @@ pub enum Suite {
     Density,
     /// Clones, snapshots, forks, and where the bytes are, on several filesystems.
     Storage,
+    /// Pulls that share layers, and an import beside the host's own tools.
+    Images,
 }
 
 /// Runs the suites; `tell` is told each step before it begins.
@@ -85,6 +88,7 @@ pub fn run(options: &Options, tell: &(dyn Fn(&str) + Sync)) -> Result<Report> {
                 Suite::Life => life::measure(&daemon, options, progress)?,
                 Suite::Exec => exec::measure(&daemon, options, progress)?,
                 Suite::Density => density::measure(&daemon, options, progress)?,
+                Suite::Images => images::measure(&daemon, options, progress)?,
                 Suite::Storage => Vec::new(),
             });
         }

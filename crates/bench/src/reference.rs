@@ -134,7 +134,7 @@ impl Reference {
         )
         .during("making a disk")?;
         let env = BTreeMap::new();
-        let drive = image::ConfigDrive { env: &env, init: None, files: &[] };
+        let drive = image::ConfigDrive { env: &env, init: None, defaults: &Default::default(), files: &[] };
         image::config_drive(&staged.dir().join(layout::CONFIG_DRIVE), &drive)
             .during("making a config drive")?;
         Ok(staged)

@@ -1,7 +1,9 @@
 //! What can be typed: every verb and flag, and nothing of what they do.
 
+mod image;
 mod setup;
 mod snapshot;
+mod traffic;
 mod volume;
 
 use std::path::PathBuf;
@@ -10,10 +12,13 @@ use std::str::FromStr;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use types::{After, ImageName, SandboxName};
 
+pub use image::{Image, ImageDelete, ImageImport};
 pub use setup::{Setup, Storage};
 pub use snapshot::{Copied, Fork, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotResume, SnapshotWhich};
+pub use traffic::{Forward, Publish, Unpublish};
 pub use volume::{
-    MountArg, Volume, VolumeAttach, VolumeClone, VolumeCreate, VolumeDelete, VolumeDetach, VolumeResize,
+    MountArg, Volume, VolumeAttach, VolumeBackup, VolumeBackupDelete, VolumeBackupPrune, VolumeBackups,
+    VolumeClone, VolumeCreate, VolumeDelete, VolumeDetach, VolumeResize, VolumeRestore, VolumeSchedule,
     VolumeWhich,
 };
 
@@ -90,6 +95,14 @@ pub enum Verb {
     Volume(Volume),
     /// Make live copies of a sandbox, which goes on. Ctrl-C does not call it off: the daemon finishes them
     Fork(Fork),
+    /// List what listens for TCP connections in a sandbox, waking it
+    Ports(Which),
+    /// Listen on this host's loopback for a port of a sandbox, which each connection wakes
+    Forward(Forward),
+    /// Serve a port of a sandbox under an alias to whoever knows it, or list what is
+    Publish(Publish),
+    /// Take back what is published; open connections are cut
+    Unpublish(Unpublish),
     /// Tell where the bytes are: apparent, referenced, physical, exclusive
     Du(Du),
     /// Check everything that is stored: manifests, checksums, bases, layers, references
@@ -99,7 +112,7 @@ pub enum Verb {
     /// Read, write and list files of a sandbox
     #[command(subcommand)]
     File(File),
-    /// Base images
+    /// Base images: fetched, imported, built, saved, removed
     #[command(subcommand)]
     Image(Image),
     /// Tell what happened, and what happens
@@ -125,6 +138,8 @@ pub enum BenchSuite {
     Density,
     /// Clones, snapshots, forks and where the bytes are, on ext4, btrfs and xfs
     Storage,
+    /// What a second pull moves, and an import against tar and mke2fs
+    Images,
     /// All of them
     All,
 }
@@ -213,7 +228,7 @@ pub struct Serve {
     /// Milliseconds between two looks at a sandbox
     #[arg(long, default_value_t = 1000, value_name = "MS", hide = true, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub thermal_tick: u32,
-    /// Machines kept ready for the next create (accepted now; acted on in a later release)
+    /// Machines of each shape in use that are kept ready for the next create; they count as running ones do
     #[arg(long, default_value_t = 0, value_name = "SANDBOXES", value_parser = clap::value_parser!(u32).range(0..=1024))]
     pub standby: u32,
     /// How new sandboxes keep their root disks
@@ -228,9 +243,41 @@ pub struct Serve {
     /// VMM to use [default: qemu-system-x86_64 or qemu-system-aarch64 in PATH]
     #[arg(long, value_name = "PATH")]
     pub qemu: Option<PathBuf>,
+    /// Address on which what is published is served without a key, or `none`
+    #[arg(long, default_value = "none", value_name = "ADDR:PORT")]
+    pub publish_listen: Listen,
+    /// Domain that aliases are put before: `<alias>.<domain>`
+    #[arg(long, default_value = "localhost", value_name = "DOMAIN", value_parser = domain)]
+    pub publish_domain: String,
+    /// Requests a second for one alias, in the long run and with bursts of twice as many; 0 is no limit
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub publish_rate: u32,
+    /// Sandboxes that are woken through aliases at the same time; who comes then is told to try again
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub publish_wakes: u16,
+    /// Where backups of volumes go: file:///directory or s3://bucket/prefix, with AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
+    /// AWS_SECRET_ACCESS_KEY and AWS_REGION from the environment [default: backups/ in the data directory]
+    #[arg(long, value_name = "URL", env = "BHATTI_BACKUP_TO")]
+    pub backup_to: Option<String>,
     /// Put all sandboxes to sleep when the daemon ends; they are left running otherwise
     #[arg(long)]
     pub stop_all: bool,
+}
+
+/// A domain: labels with dots between them.
+fn domain(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if text.len() <= 190 && text.split('.').all(label) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("use a domain such as apps.example.org".to_owned())
+    }
 }
 
 /// Where the daemon listens on TCP.
@@ -659,13 +706,6 @@ pub struct FileWrite {
     /// Make missing parent directories
     #[arg(long)]
     pub mkdirs: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Image {
-    /// List base images
-    #[command(visible_alias = "ls")]
-    List,
 }
 
 #[derive(Debug, Args)]

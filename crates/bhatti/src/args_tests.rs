@@ -86,6 +86,43 @@ fn create_takes_every_flag_of_the_contract() {
 }
 
 #[test]
+fn volumes_take_every_word_of_the_contract() {
+    let volume = |words: &[&str]| match parse(&[&["volume"], words].concat()).map(|cli| cli.verb) {
+        Ok(Verb::Volume(volume)) => Ok(volume),
+        Ok(other) => panic!("{other:?}"),
+        Err(refused) => Err(refused),
+    };
+    let Ok(Volume::Create(create)) = volume(&["create", "data", "--size", "64"]) else { panic!("create") };
+    assert_eq!((create.volume.as_str(), create.size), ("data", 64));
+    for (given, path, read_only) in [
+        ("/data", "/data", false),
+        ("/data:ro", "/data", true),
+        ("/a:b:ro", "/a:b", true),
+        ("data", "data", false),
+    ] {
+        let Ok(Volume::Attach(attach)) = volume(&["attach", "data", "web", given]) else { panic!("{given}") };
+        assert_eq!((attach.mount.path.as_str(), attach.mount.read_only), (path, read_only));
+    }
+    let Ok(Volume::Clone(clone)) = volume(&["clone", "data", "--name", "copy"]) else { panic!("clone") };
+    assert_eq!((clone.volume.as_str(), clone.name.as_str()), ("data", "copy"));
+    assert!(
+        matches!(volume(&["delete", "-y", "a", "b"]), Ok(Volume::Delete(delete)) if delete.volumes.len() == 2)
+    );
+    for wrong in [
+        &["create", "data"][..],
+        &["create", "data", "--size", "0"],
+        &["create", "data", "--size=-5"],
+        &["create", "Data", "--size", "64"],
+        &["attach", "data", "web"],
+        &["resize", "data"],
+        &["clone", "data"],
+        &["delete"],
+    ] {
+        assert!(volume(wrong).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
 fn snapshots_and_forks_take_every_flag_of_the_contract() {
     let Verb::Snapshot(Snapshot::Create(create)) =
         verb(&["snapshot", "create", "sb", "--name", "n", "--disk-only"])

@@ -35,6 +35,9 @@ pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 /// A WebSocket to the daemon.
 pub type Socket = WebSocketStream<hyper_util::rt::TokioIo<hyper::upgrade::Upgraded>>;
 
+/// A tunnel through the daemon to a port of a sandbox.
+pub type Tunnel = hyper_util::rt::TokioIo<hyper::upgrade::Upgraded>;
+
 /// A daemon that answers, asked one request at a connection.
 #[derive(Debug)]
 pub struct Client {
@@ -59,6 +62,15 @@ impl Client {
             None => Bytes::new(),
         };
         let response = self.send(method, path, whole(bytes)).await?;
+        let answer = read_answer(response.into_body()).await?;
+        serde_json::from_slice(&answer).map_err(|error| {
+            Failure::new("protocol", format!("{}: the answer makes no sense: {error}", self.daemon))
+        })
+    }
+
+    /// Sends a body as it is read, and reads the whole answer as JSON.
+    pub async fn ask_with<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T> {
+        let response = self.send(method, path, body).await?;
         let answer = read_answer(response.into_body()).await?;
         serde_json::from_slice(&answer).map_err(|error| {
             Failure::new("protocol", format!("{}: the answer makes no sense: {error}", self.daemon))
@@ -90,6 +102,13 @@ impl Client {
         let body = whole(serde_json::to_vec(body).unwrap_or_default().into());
         let request = self.daemon.request(Method::POST, path).header(header::ACCEPT, "application/x-ndjson");
         let request = request.body(body).map_err(|error| self.broken(&error))?;
+        Ok(LineReader::new(self.checked(request).await?))
+    }
+
+    /// Asks with GET for documents that come line by line.
+    pub async fn lines_of<T: DeserializeOwned>(&self, path: &str) -> Result<LineReader<T>> {
+        let request = self.daemon.request(Method::GET, path).header(header::ACCEPT, "application/x-ndjson");
+        let request = request.body(whole(Bytes::new())).map_err(|error| self.broken(&error))?;
         Ok(LineReader::new(self.checked(request).await?))
     }
 
@@ -131,6 +150,23 @@ impl Client {
         let upgraded = hyper::upgrade::on(response).await.map_err(|error| self.broken(&error))?;
         let io = hyper_util::rt::TokioIo::new(upgraded);
         Ok(WebSocketStream::from_raw_socket(io, Role::Client, None).await)
+    }
+
+    /// Opens a tunnel; a refusal comes as the failure that the daemon tells.
+    pub async fn tunnel(&self, path: &str) -> Result<Tunnel> {
+        let request = self
+            .daemon
+            .request(Method::GET, path)
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "bhatti-tunnel")
+            .body(whole(Bytes::new()))
+            .map_err(|error| self.broken(&error))?;
+        let response = self.checked(request).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Failure::new("protocol", format!("{}: opens no tunnels", self.daemon)));
+        }
+        let upgraded = hyper::upgrade::on(response).await.map_err(|error| self.broken(&error))?;
+        Ok(hyper_util::rt::TokioIo::new(upgraded))
     }
 
     fn broken(&self, error: &(dyn std::error::Error + 'static)) -> Failure {

@@ -8,6 +8,7 @@
 //! 4. After SIGTERM or SIGINT: no new connections, a bounded drain, then the machines are left or put to sleep. A
 //!    second signal ends the program at once; machines outlive it in any case.
 
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -15,8 +16,8 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sandbox::{Host, HostConfig, ThermalConfig};
-use server::{AdminKey, Listeners};
+use sandbox::{Host, HostConfig, PublishLimits, ThermalConfig};
+use server::{AdminKey, Listeners, Published};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -58,12 +59,16 @@ async fn listen_and_serve(host: &Host, asked: &Serve) -> Result<()> {
     let (tcp, address) = match &asked.listen {
         Listen::None => (None, None),
         Listen::At(at) => {
-            let listener = TcpListener::bind(at).await.map_err(|error| {
-                Failure::new("listen", format!("cannot listen on {at}: {error}"))
-                    .hint("stop what listens there, or give another address with --listen")
-            })?;
-            let address = listener.local_addr().map_err(|error| Failure::io("the TCP listener", &error))?;
+            let (listener, address) = bind_tcp(at, "--listen").await?;
             (Some(listener), Some(address))
+        }
+    };
+    let published = match &asked.publish_listen {
+        Listen::None => None,
+        Listen::At(at) => {
+            let (tcp, address) = bind_tcp(at, "--publish-listen").await?;
+            output::line(format!("bhatti: serving what is published on http://{address}"));
+            Some(Published { tcp, domain: asked.publish_domain.clone() })
         }
     };
     let socket = host.socket_path();
@@ -83,10 +88,19 @@ async fn listen_and_serve(host: &Host, asked: &Serve) -> Result<()> {
             std::process::exit(130);
         });
     };
-    let listeners = Listeners { tcp, unix: Some(unix) };
+    let listeners = Listeners { tcp, unix: Some(unix), published };
     let served = server::serve(host.clone(), listeners, key, stop).await;
     let _gone_already = std::fs::remove_file(&socket);
     served.map_err(|error| Failure::io("serving", &error))
+}
+
+async fn bind_tcp(at: &SocketAddr, flag: &str) -> Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(at).await.map_err(|error| {
+        Failure::new("listen", format!("cannot listen on {at}: {error}"))
+            .hint(format!("stop what listens there, or give another address with {flag}"))
+    })?;
+    let address = listener.local_addr().map_err(|error| Failure::io("the TCP listener", &error))?;
+    Ok((listener, address))
 }
 
 fn config(global: &Global, asked: &Serve) -> Result<HostConfig> {
@@ -115,7 +129,14 @@ fn config(global: &Global, asked: &Serve) -> Result<HostConfig> {
         wakes: NonZeroUsize::new(asked.wakes.into()).unwrap_or(NonZeroUsize::MIN),
         wake_wait: Duration::from_secs(asked.wake_wait.into()),
         max_memory: asked.max_memory.map(Mebibytes),
+        standby: asked.standby.try_into().unwrap_or(usize::MAX),
         proc: asked.proc.clone(),
+        publish: PublishLimits {
+            rate: asked.publish_rate,
+            burst: asked.publish_rate.saturating_mul(2),
+            wakes: usize::from(asked.publish_wakes),
+        },
+        backup_to: asked.backup_to.clone(),
     })
 }
 

@@ -1,5 +1,6 @@
 //! What each verb does: one module for each group.
 
+mod backups;
 mod bench;
 mod completion;
 mod create;
@@ -14,6 +15,8 @@ mod lifecycle;
 mod loop_storage;
 mod prepare;
 mod snapshot;
+mod task;
+mod traffic;
 mod upkeep;
 mod version;
 mod volume;
@@ -46,6 +49,10 @@ pub async fn run(cli: Cli) -> Result<u8> {
         Verb::Snapshot(asked) => snapshot::snapshot(&client()?, json, asked).await,
         Verb::Volume(asked) => volume::volume(&client()?, json, asked).await,
         Verb::Fork(asked) => fork::fork(&client()?, json, asked).await,
+        Verb::Ports(asked) => traffic::ports(&client()?, json, asked).await,
+        Verb::Forward(asked) => traffic::forward(client()?, json, asked).await,
+        Verb::Publish(asked) => traffic::publish(&client()?, json, asked).await,
+        Verb::Unpublish(asked) => traffic::unpublish(&client()?, json, asked).await,
         Verb::Du(asked) => du::du(&global, asked).await,
         Verb::Fsck(asked) => upkeep::fsck(&global, asked).await,
         Verb::Gc(asked) => upkeep::gc(&global, asked).await,

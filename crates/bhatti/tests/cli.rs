@@ -216,7 +216,21 @@ fn help_version_and_completion_need_nothing() {
     let help = run(dir.path(), &["--help"]);
     assert_eq!(help.status.code(), Some(0));
     for verb in [
-        "setup", "doctor", "serve", "create", "exec", "shell", "stop", "start", "file", "image", "snapshot",
+        "ports",
+        "forward",
+        "publish",
+        "unpublish",
+        "setup",
+        "doctor",
+        "serve",
+        "create",
+        "exec",
+        "shell",
+        "stop",
+        "start",
+        "file",
+        "image",
+        "snapshot",
         "fork",
     ] {
         assert!(String::from_utf8_lossy(&help.stdout).contains(&format!("\n  {verb}")), "{verb}");

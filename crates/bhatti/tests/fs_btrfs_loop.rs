@@ -1,6 +1,6 @@
 //! `setup --storage btrfs-loop` on the filesystem under test: root only, for it mounts.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, Permissions};
@@ -492,7 +492,7 @@ fn data_that_has_no_room_outside_stays_inside() {
     drop(text);
     let refused = setup(&["--undo"]);
     refusal(&refused, 1, &["a plain copy of the data takes up to 2.6 GiB", "are free on the filesystem of"]);
-    assert_eq!(fs::metadata(data.join("text")).unwrap().len(), 160 * 16 << 20);
+    assert_eq!(fs::metadata(data.join("text")).unwrap().len(), (160 * 16) << 20);
     fs::remove_file(data.join("text")).unwrap();
     let undone = setup(&["--undo"]);
     assert!(undone.status.success(), "{undone:?}");
@@ -503,7 +503,7 @@ fn data_that_has_no_room_outside_stays_inside() {
     }
     drop(noisy);
     refusal(&setup(&["--size", "1900M"]), 1, &["a second copy of the data takes up to 1.2 GiB", "are free"]);
-    assert_eq!(fs::metadata(data.join("noise")).unwrap().len(), 70 * 16 << 20);
+    assert_eq!(fs::metadata(data.join("noise")).unwrap().len(), (70 * 16) << 20);
     run("umount", &[host.to_str().unwrap()]);
     assert_eq!(place.loops(), [""; 0]);
 }

@@ -1,7 +1,5 @@
 //! Real guests on a data directory that moves into a btrfs in a file and out again.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;

@@ -123,13 +123,10 @@ fn without_a_set_up_the_way_to_it_is_named() {
 }
 
 #[test]
-fn features_of_later_releases_are_refused_by_name() {
+fn a_feature_of_a_later_release_is_refused_by_name() {
     let host = TestHost::start(BHATTI);
-    for field in [json!({"secrets": ["x"]}), json!({"volumes": [{"name": "v", "mount": "/v"}]})] {
-        let (status, reply) = host.post("/sandboxes", &field);
-        assert_eq!(status, 400, "{reply}");
-        let name = field.as_object().unwrap().keys().next().unwrap().clone();
-        assert!(reply["error"]["message"].as_str().unwrap().contains(&name), "{reply}");
-    }
+    let (status, reply) = host.post("/sandboxes", &json!({"secrets": ["x"]}));
+    assert_eq!(status, 400, "{reply}");
+    assert!(reply["error"]["message"].as_str().unwrap().contains("secrets"), "{reply}");
     nothing_left(&host);
 }

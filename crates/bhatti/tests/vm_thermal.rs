@@ -227,7 +227,16 @@ fn a_machine_that_stands_by_becomes_a_sandbox_like_any_other_and_only_once() {
     let args = ["create", "--name", "second", "--env", "WHO=me", "--file", &file, "--disk-size", "2048"];
     let second = host.json(&args);
     assert_eq!((&second["boot"], &second["thermal"]), (&json!("standby"), &json!("hot")), "{second}");
-    let told = host.ok(&["exec", "second", "--user", "root", "--", "sh", "-c", "hostname; echo $WHO; cat /root/note"]);
+    let told = host.ok(&[
+        "exec",
+        "second",
+        "--user",
+        "root",
+        "--",
+        "sh",
+        "-c",
+        "hostname; echo $WHO; cat /root/note",
+    ]);
     assert_eq!(told, "second\nme\nfrom the host");
     let who = "cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1";
     assert_ne!(host.sh("first", who), host.sh("second", who));

@@ -48,7 +48,7 @@ impl ExecStream {
             Ok(Told::Stderr(data)) => return Some(ExecEvent::Stderr(data)),
             Ok(Told::Exit(status)) => Some(ExecEvent::Exit(status)),
             Ok(Told::Failed(failure)) => Some(ExecEvent::Failed(Error::refused(self.handle.op(), &failure))),
-            Ok(Told::Reply(_) | Told::Meta(_)) => None,
+            Ok(Told::Reply(_) | Told::Meta(_) | Told::Eof) => None,
             Err(error) => Some(ExecEvent::Failed(error)),
         };
         self.over = true;

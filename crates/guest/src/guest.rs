@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 use wire::{
-    Exec, FileList, FileRead, FileStat, FileWrite, Info, Reply, Request, Session, SessionInfo, Started,
-    StatRequest, VolumeGrowth, VolumeMount,
+    Connect, Exec, FileList, FileRead, FileStat, FileWrite, Info, Listener, Reply, Request, Session,
+    SessionInfo, Started, StatRequest, VolumeGrowth, VolumeMount,
 };
 
 use crate::channel::{Core, Handle, Hush};
+use crate::connection::Connection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exec::{ExecEvent, ExecStream, unexpected};
 use crate::file::{FileReader, FileWriter};
@@ -189,6 +190,35 @@ impl Guest {
         }
     }
 
+    /// What listens for TCP connections there.
+    ///
+    /// # Errors
+    /// `Refused` (an agent of before this verb), `Closed`, `Protocol`.
+    pub async fn ports(&self) -> Result<Vec<Listener>> {
+        const OP: &str = "look at the guest's ports";
+        match self.ask(OP, Request::Ports).await? {
+            Reply::Ports(listeners) => Ok(listeners
+                .into_iter()
+                .map(|listener| Listener {
+                    process: listener.process.map(|name| crate::error::printable(&name)),
+                    ..listener
+                })
+                .collect()),
+            _ => Err(unexpected(OP)),
+        }
+    }
+
+    /// Connects to a TCP port of the guest's loopback.
+    ///
+    /// # Errors
+    /// `Refused` with `not_listening` or `timed_out`, `Closed`, `Protocol`.
+    pub async fn connect(&self, port: u16) -> Result<Connection> {
+        Connection::begin(
+            self.0.open("connect to a port of the guest", Request::Connect(Connect { port })).await?,
+        )
+        .await
+    }
+
     /// Has the guest write everything to its disks.
     ///
     /// # Errors
@@ -221,20 +251,12 @@ impl Guest {
         self.ask("grow a volume", Request::GrowVolume(growth)).await.map(drop)
     }
 
-    /// Writes a volume's file system out and holds the writes to it, for a few seconds at most.
+    /// Plays back the journal of a clone whose disk was plugged in, without showing it to anybody.
     ///
     /// # Errors
-    /// `Refused`, `Closed`, `Protocol`. It may be held all the same, until its time is over.
-    pub async fn freeze(&self, volume: VolumeMount) -> Result<()> {
-        self.ask("hold the writes to a volume", Request::Freeze(volume)).await.map(drop)
-    }
-
-    /// Lets the writes to a volume go on.
-    ///
-    /// # Errors
-    /// `Refused` (they went on already, so what was taken meanwhile may be torn), `Closed`, `Protocol`.
-    pub async fn thaw(&self, volume: VolumeMount) -> Result<()> {
-        self.ask("let the writes to a volume go on", Request::Thaw(volume)).await.map(drop)
+    /// `Refused`, `Closed`, `Protocol`.
+    pub async fn settle(&self, volume: VolumeMount) -> Result<()> {
+        self.ask("settle a volume", Request::Settle(volume)).await.map(drop)
     }
 
     /// Asks for an orderly end of the guest. Returns when the agent has agreed; that it is off, the machine tells.

@@ -24,6 +24,7 @@
 
 mod attach;
 mod channel;
+mod connection;
 mod error;
 mod exec;
 mod file;
@@ -34,6 +35,7 @@ mod stream;
 mod tests;
 
 pub use attach::AttachOptions;
+pub use connection::Connection;
 pub use error::{Error, ErrorKind, Result};
 pub use exec::{ExecEvent, ExecStream, StdinSender};
 pub use file::{FileReader, FileWriter};

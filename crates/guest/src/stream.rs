@@ -5,6 +5,7 @@
 //!   detached exec   Started ─► Reply(Done)
 //!   file read       Meta ─► Stdout* ─► Reply(Read)
 //!   file list       Stdout* ─► Reply(Listed)
+//!   connection      Started ─► Stdout* ─► Eof ─► Reply(Done), not before our Eof
 //!   file write      Reply(Stat), not before our Eof
 //!   the others      Reply of their own kind
 //! ```
@@ -19,7 +20,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
-use wire::{ExitStatus, Failure, FileStat, Message, Reply, Request, Started, WINDOW};
+use wire::{
+    ExitStatus, Failure, FileStat, Listener, MAX_LISTENERS, Message, Reply, Request, Started, WINDOW,
+};
 
 /// Pieces of output that wait at most. Past that, stdout and stderr no longer keep their order to each other, which
 /// two pipes do not promise anyway.
@@ -44,6 +47,8 @@ enum Shape {
     Stat,
     Sessions,
     Info,
+    Ports,
+    Connection,
     Done,
 }
 
@@ -58,19 +63,20 @@ impl Shape {
             Request::FileStat(_) => Self::Stat,
             Request::Sessions => Self::Sessions,
             Request::Info => Self::Info,
+            Request::Ports => Self::Ports,
+            Request::Connect(_) => Self::Connection,
             Request::Sync
             | Request::Poweroff
             | Request::Mount(_)
             | Request::Unmount(_)
             | Request::GrowVolume(_)
-            | Request::Freeze(_)
-            | Request::Thaw(_) => Self::Done,
+            | Request::Settle(_) => Self::Done,
         }
     }
 
     /// Whether a `Started` or `Meta` comes before everything else.
     fn has_opening(self) -> bool {
-        matches!(self, Self::Process | Self::Detached | Self::Read)
+        matches!(self, Self::Process | Self::Detached | Self::Read | Self::Connection)
     }
 }
 
@@ -81,6 +87,8 @@ pub(crate) enum Told {
     Meta(FileStat),
     Stdout(Bytes),
     Stderr(Bytes),
+    /// No more output; input may go on.
+    Eof,
     Exit(ExitStatus),
     Reply(Reply),
     Failed(Failure),
@@ -99,6 +107,8 @@ pub(crate) struct Stream {
     opened: bool,
     opening: Option<Told>,
     runs: VecDeque<(Pipe, Vec<u8>)>,
+    /// The agent has said `Eof`: whether, and whether it was taken.
+    eof: Option<bool>,
     end: Option<Told>,
     ended: bool,
     eof_sent: bool,
@@ -119,6 +129,7 @@ impl Stream {
             opened: false,
             opening: None,
             runs: VecDeque::new(),
+            eof: None,
             end: None,
             ended: false,
             eof_sent: false,
@@ -144,7 +155,8 @@ impl Stream {
                 if started.session.as_ref().is_some_and(|name| name.len() > MAX_TEXT) {
                     return Err("a session's name is too long");
                 }
-                self.open(matches!(self.shape, Shape::Process | Shape::Detached), Told::Started(started))
+                let fits = matches!(self.shape, Shape::Process | Shape::Detached | Shape::Connection);
+                self.open(fits, Told::Started(started))
             }
             Message::Meta(stat) => {
                 check_stat(&stat)?;
@@ -152,6 +164,13 @@ impl Stream {
             }
             Message::Stdout(data) => self.data(Pipe::Stdout, data),
             Message::Stderr(data) => self.data(Pipe::Stderr, data),
+            Message::Eof => {
+                if self.shape != Shape::Connection || !self.opened || self.eof.is_some() {
+                    return Err("an end where none belongs");
+                }
+                self.eof = Some(false);
+                Ok(())
+            }
             Message::Credit(bytes) => {
                 let total = self.sendable.checked_add(bytes).filter(|total| *total <= WINDOW);
                 self.sendable = total.ok_or("credit for more than was sent")?;
@@ -178,7 +197,6 @@ impl Stream {
             | Message::Detached
             | Message::Open(_)
             | Message::Data(_)
-            | Message::Eof
             | Message::Resize(_)
             | Message::Signal(_)
             | Message::Cancel => Err("a message that only the host sends, or that belongs to no stream"),
@@ -198,9 +216,14 @@ impl Stream {
         let fits = match self.shape {
             Shape::Process => true,
             Shape::Read | Shape::List => pipe == Pipe::Stdout,
-            Shape::Detached | Shape::Write | Shape::Stat | Shape::Sessions | Shape::Info | Shape::Done => {
-                false
-            }
+            Shape::Connection => pipe == Pipe::Stdout && self.eof.is_none(),
+            Shape::Detached
+            | Shape::Write
+            | Shape::Stat
+            | Shape::Sessions
+            | Shape::Info
+            | Shape::Ports
+            | Shape::Done => false,
         };
         if !fits || (self.shape.has_opening() && !self.opened) {
             return Err("data where none belongs");
@@ -228,7 +251,11 @@ impl Stream {
         match (self.shape, reply) {
             (Shape::Write, Reply::Stat(_)) if !self.eof_sent => Err("a reply before the end of the data"),
             (Shape::Write | Shape::Stat, Reply::Stat(stat)) => check_stat(stat),
-            (Shape::Detached | Shape::Done, Reply::Done)
+            (Shape::Connection, Reply::Done) if self.eof.is_none() => {
+                Err("a reply before the end of its data")
+            }
+            (Shape::Ports, Reply::Ports(listeners)) => check_listeners(listeners),
+            (Shape::Detached | Shape::Done | Shape::Connection, Reply::Done)
             | (Shape::Read, Reply::Read(_))
             | (Shape::List, Reply::Listed(_))
             | (Shape::Sessions, Reply::Sessions(_))
@@ -249,6 +276,10 @@ impl Stream {
             return Some((opening, None));
         }
         let Some((pipe, run)) = self.runs.pop_front() else {
+            if self.eof == Some(false) {
+                self.eof = Some(true);
+                return Some((Told::Eof, None));
+            }
             return self.end.take().map(|end| (end, None));
         };
         // A run is never longer than the window.
@@ -285,6 +316,14 @@ impl Stream {
 fn check_stat(stat: &FileStat) -> Result<(), Breach> {
     let long = stat.name.len() > MAX_TEXT || stat.target.as_ref().is_some_and(|text| text.len() > MAX_TEXT);
     if long { Err("a file's name is too long") } else { Ok(()) }
+}
+
+fn check_listeners(listeners: &[Listener]) -> Result<(), Breach> {
+    let long = |listener: &Listener| listener.process.as_ref().is_some_and(|name| name.len() > MAX_TEXT);
+    if listeners.len() > MAX_LISTENERS || listeners.iter().any(long) {
+        return Err("more listeners than there may be, or one with too long a name");
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod attach;
 mod bad_guests;
+mod connections;
 mod files;
 mod peer;
 mod quiet;

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use serde::Serialize;
-use types::{Bytes, GuestFile};
+use types::{Bytes, CommandDefaults, GuestFile};
 
 use crate::run::Tool;
 use crate::{Error, ErrorKind, Result};
@@ -36,6 +36,8 @@ pub struct ConfigDrive<'a> {
     pub env: &'a BTreeMap<String, String>,
     /// A command line run by `sh -c` as a session at every boot.
     pub init: Option<&'a str>,
+    /// What the image wants; empty for those that were built here.
+    pub defaults: &'a CommandDefaults,
     /// Files that the guest writes into its disk at the first boot.
     pub files: &'a [GuestFile],
 }
@@ -45,6 +47,8 @@ struct ConfigJson<'a> {
     version: u32,
     env: &'a BTreeMap<String, String>,
     init: Option<&'a str>,
+    #[serde(skip_serializing_if = "CommandDefaults::is_empty")]
+    defaults: &'a CommandDefaults,
     files: Vec<FileJson<'a>>,
 }
 
@@ -103,7 +107,10 @@ fn lay_out(tree: &Path, drive: &ConfigDrive<'_>) -> std::io::Result<()> {
         std::fs::write(files.join(number.to_string()), &file.content)?;
         listed.push(FileJson { path: &file.path, mode: file.mode, source: format!("files/{number}") });
     }
-    let json = ConfigJson { version: 1, env: drive.env, init: drive.init, files: listed };
+    // An agent that knows nothing of defaults must not go on without them.
+    let version = if drive.defaults.is_empty() { 1 } else { 2 };
+    let (env, init, defaults) = (drive.env, drive.init, drive.defaults);
+    let json = ConfigJson { version, env, init, defaults, files: listed };
     std::fs::write(tree.join("config.json"), serde_json::to_vec(&json)?)
 }
 
@@ -133,6 +140,8 @@ fn copy_sparse(image: &File, path: &Path) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
+    const NONE: CommandDefaults = CommandDefaults { cwd: None, user: None, init: Vec::new() };
+
     fn file(path: &str, content: Vec<u8>) -> GuestFile {
         GuestFile { path: path.into(), content, mode: 0o640 }
     }
@@ -149,7 +158,7 @@ mod tests {
         let path = dir.path().join("config.ext4");
         let env = BTreeMap::from([("K".to_owned(), "v \"quoted\" \n".to_owned())]);
         let files = [file("/etc/motd", b"hello\n".to_vec()), file("/empty", Vec::new())];
-        let drive = ConfigDrive { env: &env, init: Some("sleep 1"), files: &files };
+        let drive = ConfigDrive { env: &env, init: Some("sleep 1"), defaults: &NONE, files: &files };
         config_drive(&path, &drive).unwrap();
 
         Tool::new("check", "e2fsck", "e2fsprogs").args(["-f", "-n"]).arg(&path).run().unwrap();
@@ -169,12 +178,22 @@ mod tests {
     }
 
     #[test]
+    fn what_an_image_wants_is_on_a_drive_that_older_agents_refuse() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.ext4");
+        let (env, defaults) = (BTreeMap::new(), CommandDefaults { user: Some("7".into()), ..NONE });
+        config_drive(&path, &ConfigDrive { env: &env, init: None, defaults: &defaults, files: &[] }).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&debugfs(&path, "cat config.json")).unwrap();
+        assert_eq!((json["version"].as_u64(), json["defaults"]["user"].as_str()), (Some(2), Some("7")));
+    }
+
+    #[test]
     fn what_is_promised_to_fit_fits() {
         let dir = tempfile::tempdir().unwrap();
         let env = BTreeMap::from([("K".to_owned(), "x".repeat(64 << 10))]);
         let size = usize::try_from(CONFIG_FILES_MAX_BYTES.0).unwrap() / 128;
         let files: Vec<_> = (0..128).map(|n| file(&format!("/f{n}"), vec![7; size])).collect();
-        let drive = ConfigDrive { env: &env, init: None, files: &files };
+        let drive = ConfigDrive { env: &env, init: None, defaults: &NONE, files: &files };
         config_drive(&dir.path().join("many"), &drive).unwrap();
         let one = [file("/f", vec![7; size * 128])];
         config_drive(&dir.path().join("one"), &ConfigDrive { files: &one, ..drive }).unwrap();
@@ -185,7 +204,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = [file("/big", vec![7; 2 << 20])];
         let env = BTreeMap::new();
-        let drive = ConfigDrive { env: &env, init: None, files: &files };
+        let drive = ConfigDrive { env: &env, init: None, defaults: &NONE, files: &files };
         let error = config_drive(&dir.path().join("c"), &drive).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Input, "{error}");
         assert!(error.to_string().contains("bhatti file write"), "{error}");

@@ -20,6 +20,16 @@ pub enum ErrorKind {
     Input,
     /// The caller asked to stop.
     Cancelled,
+    /// The host's disk is full.
+    NoSpace,
+    /// What was given is more than is allowed.
+    TooLarge,
+    /// There is no such thing where it was looked for.
+    NotFound,
+    /// A registry does not let the caller in.
+    Denied,
+    /// A registry cannot be reached, or does not do its part.
+    Registry,
 }
 
 /// A failure: what was tried, on what, and why not.
@@ -29,10 +39,26 @@ pub struct Error {
     op: &'static str,
     path: Option<PathBuf>,
     detail: String,
+    hint: &'static str,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
+    fn new(kind: ErrorKind, op: &'static str, path: Option<&Path>, detail: impl Into<String>) -> Self {
+        Self { kind, op, path: path.map(Path::to_owned), detail: detail.into(), hint: "", source: None }
+    }
+
+    /// What to do; may be empty.
+    #[must_use]
+    pub const fn hint(&self) -> &'static str {
+        self.hint
+    }
+
+    pub(crate) const fn way_out(mut self, hint: &'static str) -> Self {
+        self.hint = hint;
+        self
+    }
+
     /// The kind, for code that decides.
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {
@@ -54,29 +80,47 @@ impl Error {
     pub(crate) fn missing(op: &'static str, program: &str, package: &str) -> Self {
         let detail =
             format!("{program} is not installed; install the package {package} (apt-get install {package})");
-        Self { kind: ErrorKind::Missing, op, path: None, detail, source: None }
+        Self::new(ErrorKind::Missing, op, None, detail)
+    }
+
+    pub(crate) fn needs_root(op: &'static str) -> Self {
+        let detail = "only root can give files their owners and make devices";
+        Self::new(ErrorKind::Missing, op, None, detail).way_out("run the daemon as root")
     }
 
     pub(crate) fn tool(op: &'static str, detail: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::Tool, op, path: None, detail: detail.into(), source: None }
+        let detail = detail.into();
+        // strerror(3) of ENOSPC, in the one language that tools are run in.
+        let kind = match detail.contains("No space left on device") {
+            true => ErrorKind::NoSpace,
+            false => ErrorKind::Tool,
+        };
+        Self::new(kind, op, None, detail)
     }
 
     pub(crate) fn input(op: &'static str, path: &Path, detail: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::Input, op, path: Some(path.to_owned()), detail: detail.into(), source: None }
+        Self::new(ErrorKind::Input, op, Some(path), detail)
+    }
+
+    pub(crate) fn too_large(op: &'static str, path: &Path, detail: impl Into<String>) -> Self {
+        Self::new(ErrorKind::TooLarge, op, Some(path), detail)
     }
 
     pub(crate) fn io(op: &'static str, path: &Path, source: std::io::Error) -> Self {
-        Self {
-            kind: ErrorKind::Io,
-            op,
-            path: Some(path.to_owned()),
-            detail: String::new(),
-            source: Some(Box::new(source)),
-        }
+        let kind = match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+            _ => ErrorKind::Io,
+        };
+        Self { source: Some(Box::new(source)), ..Self::new(kind, op, Some(path), "") }
+    }
+
+    /// A failure that a registry told, which names the image itself.
+    pub(crate) fn registry(kind: ErrorKind, detail: String) -> Self {
+        Self::new(kind, "pull", None, detail)
     }
 
     pub(crate) fn cancelled(op: &'static str) -> Self {
-        Self { kind: ErrorKind::Cancelled, op, path: None, detail: "stopped on request".into(), source: None }
+        Self::new(ErrorKind::Cancelled, op, None, "stopped on request")
     }
 }
 

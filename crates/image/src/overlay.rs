@@ -1,11 +1,11 @@
 //! Root disk overlays.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use types::Bytes;
 
-use crate::Result;
 use crate::run::Tool;
+use crate::{Build, Result};
 
 /// How the file under an overlay is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,55 @@ pub fn qemu_img_check(path: &Path) -> Result<Option<String>> {
         .arg(path)
         .answer(&[0, 2, 3])?;
     Ok((status == 2).then(|| "`qemu-img check` finds its tables damaged".to_owned()))
+}
+
+/// A root disk and what lies under it, each by its path, the top first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootChain {
+    /// The files from top to bottom; the last has no other below it.
+    pub files: Vec<(PathBuf, BackingFormat)>,
+}
+
+impl RootChain {
+    /// As qemu-img is told it: by name all the way down, because what the files say of each other is meant from other
+    /// directories.
+    fn json(&self) -> serde_json::Value {
+        let mut below = None;
+        for (path, format) in self.files.iter().rev() {
+            let file = serde_json::json!({ "driver": "file", "filename": path, "locking": "off" });
+            let mut node = match format {
+                BackingFormat::Raw => serde_json::json!({ "driver": "raw", "file": file }),
+                BackingFormat::Qcow2 => serde_json::json!({ "driver": "qcow2", "file": file }),
+            };
+            if let Some(below) = below.take() {
+                node["backing"] = below;
+            }
+            below = Some(node);
+        }
+        below.unwrap_or_default()
+    }
+}
+
+/// Writes the whole disk as it is seen through `chain` into the file `out`, which exists and is empty. Not synced. Nothing
+/// of `chain` may be written meanwhile.
+///
+/// # Errors
+/// [`ErrorKind::Missing`](crate::ErrorKind::Missing) without `qemu-img`; `NoSpace`, `Cancelled`, `Tool`.
+pub fn qemu_img_flatten(build: &Build<'_>, chain: &RootChain, size: Bytes, out: &Path) -> Result<()> {
+    const OP: &str = "copy the disk";
+    build.at("copying the disk", 0, size.0);
+    let io = |error| crate::Error::io(OP, out, error);
+    let file = std::fs::OpenOptions::new().write(true).open(out).map_err(io)?;
+    file.set_len(size.0).map_err(io)?;
+    // Zeros are left out: the file is all holes.
+    Tool::new(OP, "qemu-img", "qemu-utils")
+        .args(["convert", "-n", "--target-is-zero", "-O", "raw", "-m", "4"])
+        .arg(format!("json:{}", chain.json()))
+        .arg(out)
+        .cancel(build.cancel)
+        .run()?;
+    build.at("copying the disk", size.0, size.0);
+    Ok(())
 }
 
 #[cfg(test)]

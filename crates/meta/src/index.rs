@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
-use types::{Owner, SandboxId, Timestamp};
+use types::{Alias, Owner, SandboxId, Timestamp};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::row::{Event, NewEvent, SandboxRow};
+use crate::row::{Event, NewEvent, PublicationRow, SandboxRow};
 use crate::schema;
 
 /// How many of the newest events stay.
@@ -15,7 +15,7 @@ pub const EVENTS_KEPT: u64 = 100_000;
 /// The open index. One connection; share it behind a `Mutex`.
 #[derive(Debug)]
 pub struct Index {
-    connection: Connection,
+    pub(crate) connection: Connection,
     path: PathBuf,
     events_kept: u64,
 }
@@ -62,7 +62,7 @@ impl Index {
         Ok(named(".damaged"))
     }
 
-    fn failed(&self, op: &'static str) -> impl Fn(rusqlite::Error) -> Error + use<> {
+    pub(crate) fn failed(&self, op: &'static str) -> impl Fn(rusqlite::Error) -> Error + use<> {
         let path = self.path.clone();
         move |e| Error::sqlite(op, &path, e)
     }
@@ -75,13 +75,15 @@ impl Index {
         put(&self.connection, row).map_err(self.failed("record a sandbox"))
     }
 
-    /// Removes a sandbox; whether it was there.
+    /// Removes a sandbox and what is published of it; whether it was there.
     ///
     /// # Errors
     /// Those of the file.
     pub fn remove_sandbox(&mut self, id: &SandboxId) -> Result<bool> {
-        let count = self.connection.execute("DELETE FROM sandboxes WHERE id = ?1", [id.as_str()]);
-        count.map(|n| n > 0).map_err(self.failed("remove a sandbox"))
+        self.transact("remove a sandbox", |transaction| {
+            transaction.execute("DELETE FROM publications WHERE sandbox_id = ?1", [id.as_str()])?;
+            Ok(transaction.execute("DELETE FROM sandboxes WHERE id = ?1", [id.as_str()])? > 0)
+        })
     }
 
     /// Every sandbox, oldest first.
@@ -122,6 +124,44 @@ impl Index {
             transaction.execute("DELETE FROM sandboxes", [])?;
             rows.iter().try_for_each(|row| put(transaction, row))
         })
+    }
+
+    /// Publishes a port under an alias.
+    ///
+    /// # Errors
+    /// `Conflict` when the alias is taken.
+    pub fn put_publication(&mut self, row: &PublicationRow) -> Result<()> {
+        let sql = "INSERT INTO publications (alias, owner, sandbox_id, port, created_at_ms) VALUES (?1, ?2, ?3, ?4, ?5)";
+        let values = params![
+            row.alias.as_str(),
+            row.owner.as_str(),
+            row.sandbox_id.as_str(),
+            row.port,
+            row.created_at.0
+        ];
+        self.connection.execute(sql, values).map(drop).map_err(self.failed("publish a port"))
+    }
+
+    /// Takes an alias back; whether it was there.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn remove_publication(&mut self, alias: &Alias) -> Result<bool> {
+        let count = self.connection.execute("DELETE FROM publications WHERE alias = ?1", [alias.as_str()]);
+        count.map(|n| n > 0).map_err(self.failed("take an alias back"))
+    }
+
+    /// Everything that is published, by alias.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn all_publications(&self) -> Result<Vec<PublicationRow>> {
+        let sql = format!("SELECT {} FROM publications ORDER BY alias", PublicationRow::COLUMNS);
+        let read = || {
+            let mut statement = self.connection.prepare_cached(&sql)?;
+            statement.query_map([], PublicationRow::read)?.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        read().map_err(self.failed("list what is published"))
     }
 
     /// Stores an event under the next number and forgets those past [`EVENTS_KEPT`].
@@ -198,7 +238,7 @@ impl Index {
         self.connection.execute(sql, [key, value]).map(drop).map_err(self.failed("store a setting"))
     }
 
-    fn transact<T>(
+    pub(crate) fn transact<T>(
         &mut self,
         op: &'static str,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use rusqlite::Row;
 use rusqlite::types::Type;
-use types::{Owner, SandboxId, SandboxName, Timestamp};
+use types::{Alias, Owner, SandboxId, SandboxName, Timestamp};
 
 /// One sandbox as it is listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,21 @@ pub struct SandboxRow {
     pub created_at: Timestamp,
     /// When it last did something for somebody. Kept apart from the record so that it is cheap to change.
     pub last_active_at: Timestamp,
+}
+
+/// A port of a sandbox under an alias.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicationRow {
+    /// The key.
+    pub alias: Alias,
+    /// Whose it is.
+    pub owner: Owner,
+    /// The sandbox.
+    pub sandbox_id: SandboxId,
+    /// The port on its loopback.
+    pub port: u16,
+    /// When it was published.
+    pub created_at: Timestamp,
 }
 
 /// Something that happened, before it has a number.
@@ -49,7 +64,7 @@ pub struct Event {
     pub event: NewEvent,
 }
 
-fn parsed<T: FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
+pub(crate) fn parsed<T: FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
 where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
@@ -76,6 +91,21 @@ impl SandboxRow {
             record_json: row.get(3)?,
             created_at: Timestamp(row.get(4)?),
             last_active_at: Timestamp(row.get(5)?),
+        })
+    }
+}
+
+impl PublicationRow {
+    /// The columns that [`PublicationRow::read`] expects, in its order.
+    pub(crate) const COLUMNS: &str = "alias, owner, sandbox_id, port, created_at_ms";
+
+    pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            alias: parsed(row, 0)?,
+            owner: parsed(row, 1)?,
+            sandbox_id: parsed(row, 2)?,
+            port: row.get(3)?,
+            created_at: Timestamp(row.get(4)?),
         })
     }
 }

@@ -10,7 +10,8 @@ use rusqlite::Connection;
 use crate::error::{Error, ErrorKind, Result};
 
 /// `MIGRATIONS[n]` takes a file from version n to n + 1.
-const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
+const MIGRATIONS: [&str; 3] =
+    [include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
 /// The version that this program reads and writes.
 pub const SCHEMA_VERSION: usize = MIGRATIONS.len();
@@ -47,7 +48,11 @@ pub(crate) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    const RELEASED: [&str; 1] = [include_str!("../tests/golden/schema-1.sql")];
+    const RELEASED: [&str; 3] = [
+        include_str!("../tests/golden/schema-1.sql"),
+        include_str!("../tests/golden/schema-2.sql"),
+        include_str!("../tests/golden/schema-3.sql"),
+    ];
 
     fn tables(connection: &Connection) -> Vec<String> {
         let mut statement = connection
@@ -73,6 +78,8 @@ mod tests {
 
     #[test]
     fn a_released_schema_is_never_changed() {
-        assert_eq!(MIGRATIONS[0], RELEASED[0]);
+        for (index, released) in RELEASED.iter().enumerate() {
+            assert_eq!(MIGRATIONS[..=index].join("\n"), *released);
+        }
     }
 }

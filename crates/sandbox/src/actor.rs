@@ -6,7 +6,6 @@
 //! - A verb that was begun is finished even when the one who asked has gone.
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use guest::Guest;
 use serde_json::json;
@@ -27,6 +26,7 @@ use crate::state::{Happening, State};
 use crate::tick::Watch;
 use crate::timing::Stopwatch;
 use crate::view::{Report, SandboxView, Status, Timings, Transition};
+use crate::volumes::Copied;
 
 /// What may be changed of a sandbox without touching its machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub(crate) enum Command {
     DetachVolume(VolumeName, Reply<Change>),
     ResizeVolume(VolumeName, Mebibytes, Reply<Change>),
     BeginCopy(VolumeName, StagedVolume, Reply<Begun>),
-    EndCopy(VolumeName, StagedVolume, Reply<(StagedVolume, Duration)>),
+    EndCopy(VolumeName, StagedVolume, Reply<(StagedVolume, Copied)>),
     Destroy(Reply<()>),
 }
 
@@ -305,6 +305,9 @@ impl Actor {
     }
 
     async fn destroy(&mut self) -> Result<()> {
+        if self.pending_freeze.is_none() {
+            self.let_go_of_volumes().await;
+        }
         if let Some(running) = self.running.take() {
             drop(running.guest);
             if let Err(error) = running.machine.kill().await {

@@ -21,6 +21,9 @@ use crate::timing::Stopwatch;
 use crate::view::Timings;
 use crate::volumes::{Copied, busy, copy_at_rest};
 
+/// How long a guest that is to end may take to write its volumes out.
+const LET_GO_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What came of a change.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Change {
@@ -154,7 +157,10 @@ impl Actor {
             .await
             .map_err(|error| plug_failed(error, name))?;
         watch.lap("plug");
-        let mounted = running.guest.mount(mount_of(volume)).await;
+        let mut mounted = running.guest.mount(mount_of(volume)).await;
+        if volume.read_only && mounted.as_ref().is_err_and(is_unclean) {
+            mounted = self.mount_settled(volume).await?;
+        }
         watch.lap("mount");
         if let Err(error) = mounted {
             if let Err(stays) = running.machine.unplug_volume(volume.port).await {
@@ -163,6 +169,23 @@ impl Actor {
             return Err(guest_refused(error));
         }
         Ok(())
+    }
+
+    /// Mounts a volume read-only that was not unmounted cleanly: its journal is played back first, for which its disk is
+    /// plugged in for writing. That nobody else has it, the lock of its file says.
+    async fn mount_settled(&self, volume: &VolumeRef) -> Result<guest::Result<()>> {
+        let running = self.running()?;
+        let (machine, for_reading) = (&running.machine, disk(&self.manifest, volume));
+        let for_writing = VolumeDisk { read_only: false, ..for_reading.clone() };
+        machine.unplug_volume(volume.port).await?;
+        machine.plug_volume(&for_writing).await.map_err(|error| plug_failed(error, &volume.name))?;
+        let settled = running.guest.settle(mount_of(volume)).await;
+        machine.unplug_volume(volume.port).await?;
+        machine.plug_volume(&for_reading).await.map_err(|error| plug_failed(error, &volume.name))?;
+        match settled {
+            Ok(()) => Ok(running.guest.mount(mount_of(volume)).await),
+            refused => Ok(refused),
+        }
     }
 
     pub(crate) async fn detach_volume(&mut self, name: VolumeName) -> Result<Change> {
@@ -263,29 +286,28 @@ impl Actor {
             return Ok(Begun::Watching(staged));
         }
         let owner = self.manifest.owner.clone();
-        let (staged, stall) = self
-            .held(&volume, async {
-                blocking(move || {
-                    match staged.share_extents_of(store.volumes().open(&owner, &name)?.path())? {
-                        true => Ok(staged),
-                        false => Err(Error::new(
-                            ErrorKind::Internal,
-                            "the filesystem shared extents before and refuses now",
-                        )),
-                    }
-                })
-                .await
-            })
-            .await?;
-        Ok(Begun::Done(staged, Copied { method: CloneMethod::Reflink, stall: Some(stall) }))
+        let (staged, stall) = blocking(move || {
+            let volume = store.volumes().open(&owner, &name)?;
+            let began = Instant::now();
+            match staged.share_extents_of(volume.path())? {
+                true => Ok((staged, began.elapsed())),
+                false => Err(Error::new(
+                    ErrorKind::Internal,
+                    "the filesystem shared extents before and refuses now",
+                )),
+            }
+        })
+        .await?;
+        let settled = self.settle(&staged).await;
+        Ok(Begun::Done(staged, Copied { method: CloneMethod::Reflink, stall: Some(stall), settled }))
     }
 
-    /// Ends a copy of a volume: it becomes one of this moment. Returns how long the guest's writes were held.
+    /// Ends a copy of a volume: it becomes one of this moment. Returns how long the guest's writes had to wait.
     pub(crate) async fn end_copy(
         &mut self,
         name: VolumeName,
         staged: StagedVolume,
-    ) -> Result<(StagedVolume, Duration)> {
+    ) -> Result<(StagedVolume, Copied)> {
         self.settle_freeze().await?;
         let volume = self.manifest.volume(&name).ok_or_else(|| not_attached(&name))?.clone();
         if self.state != State::Hot {
@@ -296,15 +318,19 @@ impl Actor {
         let machine = &running.machine;
         let copied = async {
             machine.aim_copy(volume.port, staged.path()).await?;
-            // So that there is little left to write when the writes are held.
+            // All that the guest's programs had written when the clone was asked for is in it.
             running.guest.sync().await?;
-            let ((), stall) =
-                self.held(&volume, async { Ok(machine.start_copy(volume.port).await?) }).await?;
+            let began = Instant::now();
+            machine.start_copy(volume.port).await?;
+            let stall = began.elapsed();
             machine.finish_copy(volume.port).await?;
             Ok(stall)
         };
         match copied.await {
-            Ok(stall) => Ok((staged, stall)),
+            Ok(stall) => {
+                let settled = self.settle(&staged).await;
+                Ok((staged, Copied { method: CloneMethod::SparseCopy, stall: Some(stall), settled }))
+            }
             Err(error) => {
                 if let Err(left) = machine.abandon_copy(volume.port).await {
                     tracing::warn!(error = %left, volume = %name, "what a copy left is cleared away by the next one");
@@ -314,23 +340,60 @@ impl Actor {
         }
     }
 
-    /// Does something while the guest's writes to a volume are held, and tells how long that was.
-    async fn held<T>(
-        &self,
-        volume: &VolumeRef,
-        what: impl Future<Output = Result<T>>,
-    ) -> Result<(T, Duration)> {
-        let guest = &self.running()?.guest;
-        let began = Instant::now();
-        let done = match guest.freeze(mount_of(volume)).await {
-            Ok(()) => what.await,
-            Err(error) => Err(guest_refused(error)),
+    /// Has the guest play back the journal of a clone of its own volume, so that the clone is as if it had been
+    /// unmounted. Nobody else's kernel or program ever reads what a guest wrote. Tells whether that was done: it takes a
+    /// free port.
+    async fn settle(&self, clone: &StagedVolume) -> bool {
+        let Some(port) = self.manifest.free_port() else { return false };
+        let done = async {
+            let running = self.running()?;
+            let disk = VolumeDisk { port, path: clone.path().to_owned(), read_only: false };
+            running.machine.plug_volume(&disk).await?;
+            let volume = wire::VolumeMount {
+                name: "the clone".to_owned(),
+                serial: vm::volume_serial(port),
+                path: String::new(),
+                read_only: false,
+            };
+            let settled = running.guest.settle(volume).await;
+            running.machine.unplug_volume(port).await?;
+            settled.map_err(guest_refused)
         };
-        let thawed = guest.thaw(mount_of(volume)).await;
-        let stall = began.elapsed();
-        let done = done?;
-        thawed.map_err(guest_refused)?;
-        Ok((done, stall))
+        match done.await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(error = %error.with_causes(), sandbox = %self.manifest.name, "a clone's journal is not played back yet");
+                false
+            }
+        }
+    }
+
+    /// Writes the volumes of a guest that is about to end out, and unmounts those that nothing in it uses.
+    pub(crate) async fn let_go_of_volumes(&self) {
+        let writable = || self.manifest.volumes.iter().filter(|volume| !volume.read_only);
+        let Some(running) = self.running.as_ref().filter(|_| writable().next().is_some()) else { return };
+        let done = async {
+            if self.state == State::Warm {
+                running.machine.resume().await?;
+            }
+            running.guest.sync().await?;
+            for volume in writable() {
+                // One that is in use is written out, and its journal says the rest.
+                if let Err(error) = running.guest.unmount(mount_of(volume)).await {
+                    tracing::debug!(%error, volume = %volume.name, "it ends mounted");
+                }
+            }
+            Ok::<(), Error>(())
+        };
+        match tokio::time::timeout(LET_GO_TIMEOUT, done).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(error = %error.with_causes(), sandbox = %self.manifest.name, "its volumes were not written out");
+            }
+            Err(_elapsed) => {
+                tracing::warn!(sandbox = %self.manifest.name, "its volumes were not written out in time");
+            }
+        }
     }
 }
 
@@ -351,7 +414,6 @@ pub(crate) async fn restore(machine: &Machine, guest: &guest::Guest, manifest: &
     plug_missing(machine, manifest).await?;
     for volume in &manifest.volumes {
         machine.abandon_copy(volume.port).await?;
-        // A daemon that died may have left its writes held: they go on with the new session.
         guest.mount(mount_of(volume)).await.map_err(guest_refused)?;
     }
     Ok(())
@@ -359,6 +421,12 @@ pub(crate) async fn restore(machine: &Machine, guest: &guest::Guest, manifest: &
 
 fn not_attached(name: &VolumeName) -> Error {
     Error::new(ErrorKind::Conflict, format!("volume {name} is not attached any more")).hint("try again")
+}
+
+/// Whether the agent could not mount a volume read-only because its journal is to be played back.
+fn is_unclean(error: &guest::Error) -> bool {
+    let code = wire::ErrorCode::Unclean;
+    error.kind() == guest::ErrorKind::Refused { code }
 }
 
 /// What the agent says of a volume, as the answer to a verb on volumes.

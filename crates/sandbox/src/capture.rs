@@ -125,6 +125,9 @@ impl Actor {
         let mut watch = Stopwatch::start();
         self.fold_layers().await?;
         watch.lap("fold");
+        // The long part first: what is written meanwhile is little.
+        let (staged, volumes) = self.prepare_volumes(staged).await?;
+        watch.lap("volumes");
         let running = self.running()?;
         let hot = self.state == State::Hot;
         if hot && !with_memory {
@@ -146,6 +149,9 @@ impl Actor {
                 staged.take_root(freeze.top_path(), StorageLayout::Overlay)?;
                 Some(freeze)
             };
+            for volume in writable(&before) {
+                store.sync_volume(&before.owner, &volume.name)?;
+            }
             let buffer = looked_at.as_ref().map(CaptureBuffer::for_guest).transpose().map_err(no_memory)?;
             if with_memory {
                 dir.stage_devices()?;
@@ -154,8 +160,6 @@ impl Actor {
         })
         .await?;
         watch.lap("prepare");
-        let (staged, volumes) = self.prepare_volumes(staged).await?;
-        watch.lap("volumes");
         // The half frame that a copy would find on its channel is finished first.
         let quiet = match hot {
             true => running.guest.quiet(tokio::time::Instant::now() + QUIET_TIMEOUT).await.ok(),
@@ -165,6 +169,7 @@ impl Actor {
             Some(freeze) => Some(running.machine.open_top(&freeze.top_name()).await?),
             None => None,
         };
+        self.sync_disks_again().await?;
         watch.lap("quiet");
         let began = Instant::now();
         if hot {
@@ -253,6 +258,22 @@ impl Actor {
             running.machine.aim_copy(volume.port, &staged.volume_path(&volume.name)).await?;
         }
         Ok((staged, VolumeCopies::Watched(ports)))
+    }
+
+    /// A machine that is stopped flushes each of its disks, one after the other: with volumes, what came since they were
+    /// synced is written out before.
+    async fn sync_disks_again(&self) -> Result<()> {
+        if writable(&self.manifest).next().is_none() {
+            return Ok(());
+        }
+        let (store, dir, manifest) = (self.services.store.clone(), self.dir.clone(), self.manifest.clone());
+        blocking(move || {
+            for volume in writable(&manifest) {
+                store.sync_volume(&manifest.owner, &volume.name)?;
+            }
+            Ok(dir.sync_root(&manifest)?)
+        })
+        .await
     }
 
     /// Waits for the copies of volumes that the VMM makes, or calls them off when the capture has failed.

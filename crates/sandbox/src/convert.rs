@@ -74,13 +74,15 @@ const fn refused(code: wire::ErrorCode) -> ErrorKind {
     use wire::ErrorCode as C;
     match code {
         C::NotFound => ErrorKind::GuestNotFound,
-        C::IsDirectory | C::NotDirectory | C::Permission | C::Exists | C::NoSuchUser | C::Io => {
+        C::IsDirectory | C::NotDirectory | C::Permission | C::Exists | C::NoSuchUser | C::Unclean | C::Io => {
             ErrorKind::GuestRefused
         }
         C::NoSpace => ErrorKind::GuestNoSpace,
         C::NotExecutable => ErrorKind::NotExecutable,
         C::CommandNotFound => ErrorKind::CommandNotFound,
         C::BadRequest => ErrorKind::BadRequest,
+        C::NotListening => ErrorKind::NotListening,
+        C::TimedOut => ErrorKind::Timeout,
         C::TooMany | C::Busy => ErrorKind::Busy,
     }
 }
@@ -106,9 +108,33 @@ impl From<image::Error> for Error {
             K::Missing => ErrorKind::NotReady,
             K::Tool | K::Io => ErrorKind::Internal,
             K::Input => ErrorKind::BadRequest,
-            K::Cancelled => ErrorKind::ShuttingDown,
+            K::Cancelled => ErrorKind::Cancelled,
+            K::NoSpace => ErrorKind::NoSpace,
+            K::TooLarge => ErrorKind::TooLarge,
+            K::NotFound => ErrorKind::NotFound,
+            K::Denied => ErrorKind::RegistryDenied,
+            K::Registry => ErrorKind::Registry,
         };
-        Self::new(kind, error.to_string()).with_source_of(&error)
+        Self::new(kind, error.to_string()).hint(error.hint()).with_source_of(&error)
+    }
+}
+
+impl From<remote::Error> for Error {
+    fn from(error: remote::Error) -> Self {
+        use remote::ErrorKind as K;
+        let kind = match error.kind() {
+            K::NotFound => ErrorKind::NotFound,
+            K::Busy => ErrorKind::Busy,
+            K::Damaged | K::TooNew => ErrorKind::Corrupt,
+            K::Foreign => ErrorKind::Conflict,
+            K::Denied | K::Store => ErrorKind::NotReady,
+            K::NoSpace => ErrorKind::NoSpace,
+            K::Invalid => ErrorKind::BadRequest,
+            K::Cancelled => ErrorKind::ShuttingDown,
+            K::Io => ErrorKind::Internal,
+        };
+        let hint = error.hint().unwrap_or_default();
+        Self::new(kind, error.message()).hint(hint).with_source_of(&error)
     }
 }
 

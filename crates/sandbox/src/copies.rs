@@ -18,7 +18,7 @@ use types::{
 };
 
 use crate::actor::{Actor, Start};
-use crate::bring_up::{Origin, Pages, Volumes, bring_up};
+use crate::bring_up::{self, Origin, Pages, Volumes, bring_up};
 use crate::create;
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch;

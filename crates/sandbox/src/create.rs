@@ -5,16 +5,16 @@
 //! its VMM starts: so a VMM never runs on files that nobody would know. If the guest then does not come up, all of it is
 //! removed again, for nobody was told of it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 
 use serde_json::json;
-use storage::{
-    ImageRecord, ImageRef, KernelRecord, Manifest, RunState, SandboxDir, TemplateRecord,
+use storage::{ImageRecord, ImageRef, KernelRecord, Manifest, RunState, SandboxDir, TemplateRecord};
+use types::{
+    Arch, Boot, CloneMethod, CommandDefaults, GuestFile, ImageName, Mebibytes, SandboxId, SandboxSpec,
+    StorageLayout, Timestamp,
 };
 use vm::Machine;
-use types::{
-    Arch, Boot, CloneMethod, ImageName, Mebibytes, SandboxId, SandboxSpec, StorageLayout, Timestamp,
-};
 
 use crate::actor::{Actor, Shared};
 use crate::bring_up::{self, Origin, Pages, Volumes, bring_up, let_go};
@@ -46,21 +46,22 @@ pub(crate) async fn create(
         Found::Made => "template_boot",
     });
     let mut manifest = manifest(&SandboxId::random(), &spec, &wish, &template, disk_size)?;
+    let given = Given::of(&spec, &wish.image);
     let (dir, cloned, machine) = match services.standbys.take(&wish.key()).await {
         Some(standby) => {
             manifest.id = standby.id.clone();
-            let (dir, cloned, machine) = dress(&spec, manifest.clone(), standby).await?;
+            let (dir, cloned, machine) = dress(&given, manifest.clone(), standby).await?;
             (dir, cloned, Some(machine))
         }
         None => {
-            let (dir, cloned) = stage(services, &spec, &template, manifest.clone()).await?;
+            let (dir, cloned) = stage(services, &given, &template, manifest.clone()).await?;
             (dir, cloned, None)
         }
     };
     watch.lap("disk");
     let grow = disk_size > image_size(&wish);
     let boot = if machine.is_some() { Boot::Standby } else { Boot::Template };
-    let start = start(&manifest, &template, grow, inline(&spec));
+    let start = start(&manifest, &template, grow, inline(&given));
     let made = async {
         match machine {
             Some(machine) => let_go(services, &manifest, machine, start, &mut watch).await,
@@ -260,36 +261,61 @@ pub(crate) fn manifest(
 /// Disk, config drive and manifest, under their final name.
 async fn stage(
     services: &Services,
-    spec: &SandboxSpec,
+    given: &Given,
     template: &TemplateRecord,
     manifest: Manifest,
 ) -> Result<(SandboxDir, CloneMethod)> {
     let store = services.store.clone();
-    let (env, init, files) = (spec.env.clone(), spec.init.clone(), spec.files.clone());
-    let template = template.clone();
+    let (given, template) = (given.clone(), template.clone());
     blocking(move || {
         let staged = store.stage_sandbox(&manifest.id)?;
         let cloned = staged.clone_root_from_template(&template)?;
-        let drive = image::ConfigDrive { env: &env, init: init.as_deref(), files: &files };
-        image::config_drive(&staged.config_path(), &drive)?;
+        image::config_drive(&staged.config_path(), &given.drive())?;
         Ok((staged.commit(&manifest)?, cloned.method))
     })
     .await
 }
 
+/// What a guest finds on its config drive.
+#[derive(Debug, Clone)]
+struct Given {
+    env: BTreeMap<String, String>,
+    init: Option<String>,
+    defaults: CommandDefaults,
+    files: Vec<GuestFile>,
+}
+
+impl Given {
+    /// What the image wants, and over it what was asked for.
+    fn of(spec: &SandboxSpec, image: &ImageRecord) -> Self {
+        let config = image.config.clone().unwrap_or_default();
+        let mut defaults = CommandDefaults::of(&config);
+        if spec.init.is_some() {
+            defaults.init.clear();
+        }
+        let mut env = config.env;
+        env.extend(spec.env.clone());
+        Self { env, init: spec.init.clone(), defaults, files: spec.files.clone() }
+    }
+
+    fn drive(&self) -> image::ConfigDrive<'_> {
+        let Self { env, init, defaults, files } = self;
+        image::ConfigDrive { env, init: init.as_deref(), defaults, files }
+    }
+}
+
 /// Makes a machine that stood by the sandbox's own, as far as files go; the guest has not run yet. The VMM is gone
 /// when this fails.
 async fn dress(
-    spec: &SandboxSpec,
+    given: &Given,
     manifest: Manifest,
     standby: Standby,
 ) -> Result<(SandboxDir, CloneMethod, (Machine, Share))> {
     let Standby { staged, machine, memory, clone, .. } = standby;
-    let (env, init, files) = (spec.env.clone(), spec.init.clone(), spec.files.clone());
+    let given = given.clone();
     let named = blocking(move || {
         // Written over the empty one that the VMM has open; the guest has read nothing of it.
-        let drive = image::ConfigDrive { env: &env, init: init.as_deref(), files: &files };
-        image::config_drive(&staged.config_path(), &drive)?;
+        image::config_drive(&staged.config_path(), &given.drive())?;
         Ok(staged.commit(&manifest)?)
     });
     match named.await {
@@ -302,12 +328,21 @@ async fn dress(
 }
 
 /// What of the config drive is told in the first message: all of it, unless it has files or is long.
-fn inline(spec: &SandboxSpec) -> Option<wire::InlineConfig> {
+fn inline(given: &Given) -> Option<wire::InlineConfig> {
     const MOST: usize = 64 << 10;
-    let length: usize = spec.env.iter().map(|(key, value)| key.len() + value.len()).sum();
-    let short = length + spec.init.as_ref().map_or(0, String::len) <= MOST;
-    (spec.files.is_empty() && short)
-        .then(|| wire::InlineConfig { env: spec.env.clone(), init: spec.init.clone() })
+    let Given { env, init, defaults, files } = given;
+    let length: usize = env.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let command: usize = defaults.init.iter().map(String::len).sum();
+    let short = length + command + init.as_ref().map_or(0, String::len) <= MOST;
+    (files.is_empty() && short).then(|| wire::InlineConfig {
+        env: env.clone(),
+        init: init.clone(),
+        defaults: wire::CommandDefaults {
+            cwd: defaults.cwd.clone(),
+            user: defaults.user.clone(),
+            init: defaults.init.clone(),
+        },
+    })
 }
 
 /// What the machine of a new sandbox is told when it goes on.

@@ -47,8 +47,20 @@ pub enum ErrorKind {
     StreamBroken,
     /// The VMM failed.
     Vmm,
+    /// Nobody in the guest listens on that port.
+    NotListening,
+    /// More requests than are allowed in this time.
+    TooManyRequests,
     /// The deadline passed.
     Timeout,
+    /// Others were made from it, or use it.
+    InUse,
+    /// Somebody did not want it any more.
+    Cancelled,
+    /// A registry does not let us in.
+    RegistryDenied,
+    /// A registry cannot be reached, or does not do its part.
+    Registry,
     /// The daemon is shutting down.
     ShuttingDown,
     /// Anything that should not happen.
@@ -79,7 +91,13 @@ impl ErrorKind {
             Self::GuestTimeout => "guest_timeout",
             Self::StreamBroken => "stream_broken",
             Self::Vmm => "vmm_failed",
+            Self::NotListening => "not_listening",
+            Self::TooManyRequests => "too_many_requests",
             Self::Timeout => "timeout",
+            Self::InUse => "in_use",
+            Self::Cancelled => "cancelled",
+            Self::RegistryDenied => "registry_denied",
+            Self::Registry => "registry_failed",
             Self::ShuttingDown => "shutting_down",
             Self::Internal => "internal",
         }

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 use storage::DaemonLock;
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use types::{Arch, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SpecLimits, Thermal, VolumeName};
 
@@ -35,7 +36,12 @@ pub(crate) struct Inner {
     pub(crate) names: KeyedLocks<(Owner, SandboxName)>,
     /// One verb on a volume at a time.
     pub(crate) volumes: KeyedLocks<(Owner, VolumeName)>,
-    owners: TaskTracker,
+    /// What is published of them.
+    pub(crate) publications: crate::publish::Publications,
+    /// Cancelled when the daemon ends, for what goes on by itself.
+    pub(crate) ending: CancellationToken,
+    pub(crate) owners: TaskTracker,
+    pub(crate) tasks: crate::tasks::Tasks,
     limits: SpecLimits,
     info: OnceLock<HostInfo>,
     _lock: DaemonLock,
@@ -59,23 +65,30 @@ impl Host {
             max_memory: vm::host_memory().floor_mib(),
             max_files_bytes: image::CONFIG_FILES_MAX_BYTES.0,
         };
+        let publications = crate::publish::Publications::new(services.config.publish);
         let host = Self {
             inner: Arc::new(Inner {
                 services,
                 registry: Registry::default(),
                 names: KeyedLocks::default(),
                 volumes: KeyedLocks::default(),
+                publications,
+                ending: CancellationToken::new(),
                 owners: TaskTracker::new(),
+                tasks: crate::tasks::Tasks::default(),
                 limits,
                 info: OnceLock::new(),
                 _lock: lock,
             }),
         };
+        crate::tasks::bury(&host.inner.services)?;
         crate::reopen::reopen(&host).await?;
         let rooms = host.inner.services.who_needs_room.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(rooms) = rooms {
             tokio::spawn(crate::relief::watch(Arc::downgrade(&host.inner), rooms));
         }
+        host.reopen_publications()?;
+        host.look_after_schedules();
         Ok(host)
     }
 
@@ -289,7 +302,10 @@ impl Host {
     /// # Errors
     /// When its files could not be removed.
     pub async fn destroy(&self, owner: &Owner, which: &str) -> Result<()> {
-        self.ask(owner, which, Command::Destroy).await
+        let id = self.find(owner, which)?.view().id;
+        self.ask(owner, id.as_str(), Command::Destroy).await?;
+        self.inner.publications.forget(&id);
+        Ok(())
     }
 
     /// The guest of a sandbox, awake, with a lease that keeps it so.
@@ -335,6 +351,8 @@ impl Host {
     /// # Errors
     /// With `stop_all`: the first sandbox that could not be put to sleep; the others are tried all the same.
     pub async fn shutdown(&self, stop_all: bool) -> Result<()> {
+        self.inner.ending.cancel();
+        self.inner.tasks.end();
         let entries = self.inner.registry.close();
         self.inner.services.standbys.close().await;
         let mut first_error = None;
@@ -355,7 +373,7 @@ impl Host {
         first_error.map_or(Ok(()), Err)
     }
 
-    fn find(&self, owner: &Owner, which: &str) -> Result<Arc<Shared>> {
+    pub(crate) fn find(&self, owner: &Owner, which: &str) -> Result<Arc<Shared>> {
         Ok(self.inner.registry.find(owner, which)?.shared)
     }
 

@@ -12,6 +12,7 @@
 mod accel;
 mod actor;
 mod attached;
+mod backups;
 mod bring_up;
 mod capture;
 mod convert;
@@ -22,16 +23,19 @@ mod error;
 mod events;
 mod guest_verbs;
 mod host;
+mod images;
 mod keyed;
 mod launch;
 mod lease;
 mod loop_plan;
 mod loop_setup;
 mod memory;
+mod publish;
 mod ram;
 mod registry;
 mod relief;
 mod reopen;
+mod schedule;
 mod services;
 mod setup;
 mod sleep;
@@ -39,10 +43,12 @@ mod snapshots;
 mod standby;
 mod state;
 mod storage_layout;
+mod tasks;
 mod template;
 mod thermal;
 mod tick;
 mod timing;
+mod traffic;
 mod upkeep;
 mod usage;
 mod view;
@@ -51,14 +57,20 @@ mod wake;
 
 pub use accel::AccelProof;
 pub use actor::{Edit, Start};
+pub use backups::{BackupPlace, BackupReport, RestoreReport};
 pub use doctor::{Check, DoctorReport, Verdict, doctor};
 pub use error::{Error, ErrorKind, Result};
-pub use guest::{ExecEvent, ExecStream, FileReader, FileWriter, StdinSender};
+pub use guest::{Connection, ExecEvent, ExecStream, FileReader, FileWriter, StdinSender};
 pub use host::Host;
 pub use image::{Cancel, Progress};
+pub use images::{PullWish, Upload};
 pub use lease::Leased;
 pub use loop_plan::LoopWish;
 pub use loop_setup::{LoopConfig, LoopReport, loop_advice, loop_storage};
+pub use publish::{Admitted, Publication, PublishLimits};
+pub use remote::{
+    BackupId, BackupIdError, Keep, Listed, Progress as BackupProgress, PrunePlan, PruneReport, Summary,
+};
 pub use services::HostConfig;
 pub use setup::{SetupConfig, SetupReport, SetupStep, setup};
 pub use snapshots::{Fork, Resume, SnapshotWish};
@@ -66,6 +78,7 @@ pub use storage::{
     Figures, FileUsage, Finding, FsckProgress, FsckReport, GcItem, ImageRecord, Outcome, Severity, Trial,
     Usage,
 };
+pub use tasks::{TaskError, TaskProgress, TaskRecord, TaskStatus};
 pub use thermal::ThermalConfig;
 pub use upkeep::{Gc, Upkeep};
 pub use usage::UsageCheck;

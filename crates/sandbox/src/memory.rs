@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn the_coldest_warm_one_goes_first_and_who_works_never() {
         let now = Instant::now();
-        let candidate = |id: u8, thermal, idle| Candidate {
+        let candidate = |id: u8, thermal, idle: u64| Candidate {
             id: format!("{id:016x}").parse().unwrap(),
             thermal,
             keep_hot: false,

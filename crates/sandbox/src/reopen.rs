@@ -86,7 +86,9 @@ async fn end_standbys(store: &storage::Store) -> Result<()> {
                 machine.kill().await?;
             }
             Ok(None) => {}
-            Err(error) => tracing::error!(%error, path = %left.path.display(), "a VMM is there and does not answer"),
+            Err(error) => {
+                tracing::error!(%error, path = %left.path.display(), "a VMM is there and does not answer")
+            }
         }
     }
     Ok(())

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use types::{Accel, Arch, Bytes, Mebibytes, StorageLayout};
 use vm::Qemu;
 
+use crate::backups::{BackupStore, open_store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::memory::{Ledger, Share};
@@ -44,6 +45,10 @@ pub struct HostConfig {
     pub standby: usize,
     /// Where the kernel tells of the host's memory.
     pub proc: PathBuf,
+    /// How much what is published may be asked for.
+    pub publish: crate::publish::PublishLimits,
+    /// Where backups of volumes go, by URL; `backups/` in the data directory when missing.
+    pub backup_to: Option<String>,
 }
 
 impl HostConfig {
@@ -62,6 +67,8 @@ impl HostConfig {
             max_memory: None,
             standby: 0,
             proc: PathBuf::from("/proc"),
+            publish: crate::publish::PublishLimits::default(),
+            backup_to: None,
         }
     }
 }
@@ -79,6 +86,8 @@ pub(crate) struct Services {
     pub(crate) store: Store,
     pub(crate) events: Events,
     pub(crate) builds: crate::keyed::KeyedLocks<types::ContentId>,
+    /// One download of a blob at a time, by its digest.
+    pub(crate) downloads: crate::keyed::KeyedLocks<String>,
     pub(crate) accel: OnceCell<Accel>,
     pub(crate) layout: OnceCell<StorageLayout>,
     /// A permit for each sandbox that may wake at the same time; first come, first served.
@@ -90,6 +99,7 @@ pub(crate) struct Services {
     pub(crate) who_needs_room: Mutex<Option<mpsc::Receiver<Room>>>,
     index: Arc<Mutex<Index>>,
     qemu: OnceCell<Qemu>,
+    backups: OnceCell<remote::Store>,
 }
 
 impl Services {
@@ -117,10 +127,12 @@ impl Services {
             store,
             events: Events::new(Arc::clone(&index)),
             builds: crate::keyed::KeyedLocks::default(),
+            downloads: crate::keyed::KeyedLocks::default(),
             accel: OnceCell::new(),
             layout: OnceCell::new(),
             index,
             qemu: OnceCell::new(),
+            backups: OnceCell::new(),
         }))
     }
 
@@ -180,6 +192,15 @@ impl Services {
             )
             .hint("stop or destroy a sandbox, let idle ones sleep (`--no-keep-hot`), or raise `bhatti serve --max-memory`")
         })
+    }
+
+    /// Where this host keeps backups of volumes, tried until it is there.
+    pub(crate) async fn backups(&self) -> Result<remote::Store> {
+        let place = match &self.config.backup_to {
+            Some(url) => BackupStore::Url(url.clone()),
+            None => BackupStore::Directory(self.store.backups_dir()),
+        };
+        self.backups.get_or_try_init(|| open_store(place)).await.cloned()
     }
 
     /// Refuses new work that the data root's filesystem has no room for: a machine that meets a full disk stands still,

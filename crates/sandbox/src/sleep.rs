@@ -28,6 +28,8 @@ use crate::view::{Report, Timings};
 /// Level of zstd for memory images: the fastest one.
 pub(crate) const COMPRESSION_LEVEL: i32 = 1;
 
+/// How long a guest may take to write its volumes out.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a guest may take to let go of its streams. One that does not is put to sleep all the same.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -44,6 +46,7 @@ impl Actor {
             };
         };
         let mut watch = Stopwatch::start();
+        self.write_volumes_out(&running).await;
         let (manifest, stats) = match self.freeze(&running, &mut watch).await {
             Ok(frozen) => frozen,
             Err(error) => return Err(self.thaw(running, error).await),
@@ -72,6 +75,18 @@ impl Actor {
         // Its memory is safe on disk whatever became of the VMM, which holds the disk's lock as long as it lives.
         ended?;
         Ok(self.report(true, timings, Vec::new()))
+    }
+
+    /// What its guest has written to volumes goes to their disks: a sandbox that sleeps may be destroyed, and its volumes
+    /// are to have everything then. Its root disk goes with its memory, and need not wait for this.
+    async fn write_volumes_out(&self, running: &Running) {
+        if self.state != State::Hot || self.manifest.volumes.iter().all(|volume| volume.read_only) {
+            return;
+        }
+        let written = tokio::time::timeout(SYNC_TIMEOUT, running.guest.sync()).await;
+        if !matches!(written, Ok(Ok(()))) {
+            tracing::warn!(sandbox = %self.manifest.name, "what it wrote to volumes last is in its memory only");
+        }
     }
 
     /// Everything up to and with the commit.

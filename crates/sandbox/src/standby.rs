@@ -129,7 +129,12 @@ impl Standbys {
 }
 
 /// Makes, behind everybody's back, as many of this shape stand by as the host is to have.
-pub(crate) fn refill(services: &Arc<Services>, wish: TemplateWish, template: TemplateRecord, like: SandboxSpec) {
+pub(crate) fn refill(
+    services: &Arc<Services>,
+    wish: TemplateWish,
+    template: TemplateRecord,
+    like: SandboxSpec,
+) {
     let want = services.config.standby;
     if want == 0 {
         return;
@@ -172,15 +177,17 @@ async fn make(
     let (staged, clone, lock, devices) = blocking(move || {
         let staged = store.stage_sandbox(&which)?;
         let clone = staged.clone_root_from_template(&record)?.method;
-        let env = std::collections::BTreeMap::new();
-        image::config_drive(&staged.config_path(), &image::ConfigDrive { env: &env, init: None, files: &[] })?;
+        let (env, defaults) = Default::default();
+        let drive = image::ConfigDrive { env: &env, init: None, defaults: &defaults, files: &[] };
+        image::config_drive(&staged.config_path(), &drive)?;
         let lock = staged.lock_machine()?;
         Ok((staged, clone, lock, store.templates().open_devices(&record)?))
     })
     .await?;
     let mut watch = Stopwatch::start();
     let at = bring_up::At { dir: staged.dir(), lock };
-    let machine = bring_up::load(services, at, &manifest, Pages::Base, devices, Vec::new(), &mut watch).await?;
+    let machine =
+        bring_up::load(services, at, &manifest, Pages::Base, devices, Vec::new(), &mut watch).await?;
     Ok(Some(Standby { id, staged, machine, memory, clone, _pin: wish.pin.clone() }))
 }
 

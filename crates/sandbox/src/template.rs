@@ -123,7 +123,7 @@ async fn make(services: &Services, wish: &TemplateWish, key: ContentId) -> Resul
         }
         // The template's config drive is empty: what a clone finds on it is never in the template's memory.
         let env = std::collections::BTreeMap::new();
-        let drive = image::ConfigDrive { env: &env, init: None, files: &[] };
+        let drive = image::ConfigDrive { env: &env, init: None, defaults: &Default::default(), files: &[] };
         image::config_drive(&staged.dir().join(storage::layout::CONFIG_DRIVE), &drive)?;
         let lock = staged.lock_root()?;
         measure_clock();

@@ -140,6 +140,21 @@ pub(crate) fn collect_unnamed(store: &Store) -> Result<Gc> {
     collect(store, true, false, Some(&[GcKind::Layer, GcKind::RamBase]))
 }
 
+/// The content of an image that has lost its name, and the templates of it, if nothing needs them.
+pub(crate) fn collect_image(store: &Store, id: &types::ContentId) -> Result<()> {
+    let company = company(false)?;
+    let templates: Vec<String> = store
+        .templates()
+        .list()?
+        .into_iter()
+        .filter_map(|(key, record)| (record.ok()?.spec.image.id == *id).then(|| key.to_string()))
+        .collect();
+    let mut plan = store.gc_plan(&company)?.only(&crate::images::WITH_AN_IMAGE);
+    plan.items.retain(|item| item.name == id.as_str() || templates.contains(&item.name));
+    let report = store.gc(&plan, &company)?;
+    report.failed.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
+}
+
 fn company(alone: bool) -> Result<Company> {
     let open = vm::OpenFiles::of_other_processes().map_err(|error| {
         Error::new(ErrorKind::Internal, "what other processes have open could not be seen").source(error)

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use storage::{StagedVolume, Volume, VolumeRecord};
+use storage::{BackupSchedule, StagedVolume, Volume, VolumeRecord};
 use tokio::sync::OwnedMutexGuard;
 use types::{
     Bytes, CloneMethod, Mebibytes, Owner, SandboxId, SandboxName, Timestamp, VolumeMount, VolumeName,
@@ -59,6 +59,10 @@ pub struct VolumeView {
     pub made_for: Option<SandboxId>,
     /// Who uses it, by name.
     pub users: Vec<VolumeUser>,
+    /// When it is backed up by itself.
+    pub schedule: Option<BackupSchedule>,
+    /// When that is next.
+    pub next_backup: Option<Timestamp>,
 }
 
 /// What a verb on a volume did.
@@ -72,7 +76,7 @@ pub struct VolumeReport {
     pub changed: bool,
     /// How it was cloned.
     pub clone: Option<CloneMethod>,
-    /// How long the guest's writes to the volume were held for it.
+    /// How long the guest's writes to the volume had to wait for it.
     pub stall: Option<Duration>,
     /// What this call took.
     pub timings: Timings,
@@ -84,8 +88,10 @@ pub struct VolumeReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Copied {
     pub(crate) method: CloneMethod,
-    /// How long the guest's writes were held; none where no guest could write.
+    /// How long the guest's writes had to wait; none where no guest could write.
     pub(crate) stall: Option<Duration>,
+    /// Whether it is as if it had been unmounted.
+    pub(crate) settled: bool,
 }
 
 /// Volumes that nobody else's verb works on meanwhile.
@@ -255,7 +261,7 @@ impl Host {
         .await
     }
 
-    /// Makes a volume that is as another one is at this moment; a guest that writes to that one is held for a moment.
+    /// Makes a volume that is as another one is at this moment; a guest that writes to that one waits for a moment.
     ///
     /// # Errors
     /// `NotFound`, `Conflict` when the name is taken, `NoSpace`; nothing is left then.
@@ -284,9 +290,13 @@ impl Host {
             let detail =
                 json!({ "from": name, "clone": copied.method, "stall_ms": copied.stall.map(milliseconds) });
             host.volume_event("cloned", &owner, &to, detail);
+            let unsettled = (!copied.settled).then(|| {
+                format!("the journal of {to} is not played back yet: attach it once for writing before `:ro`")
+            });
             Ok(VolumeReport {
                 created: true,
                 changed: true,
+                warnings: unsettled.into_iter().collect(),
                 clone: Some(copied.method),
                 stall: copied.stall,
                 timings: watch.finish(),
@@ -355,14 +365,15 @@ impl Host {
             Begun::Done(staged, copied) => Ok((staged, copied)),
             Begun::Watching(staged) => {
                 let (store, whose, which) = (self.inner.services.store.clone(), owner.clone(), name.clone());
-                let (staged, method) = blocking(move || {
-                    let method = staged.copy_of(store.volumes().open(&whose, &which)?.path())?.method;
-                    Ok((staged, method))
+                let staged = blocking(move || {
+                    staged.copy_of(store.volumes().open(&whose, &which)?.path())?;
+                    // The guest's own syncs would have to wait for it.
+                    staged.sync()?;
+                    Ok(staged)
                 })
                 .await?;
                 let which = name.clone();
-                let (staged, stall) = send(&entry, |reply| Command::EndCopy(which, staged, reply)).await?;
-                Ok((staged, Copied { method, stall: Some(stall) }))
+                send(&entry, |reply| Command::EndCopy(which, staged, reply)).await
             }
         }
     }
@@ -385,7 +396,7 @@ impl Host {
     }
 
     /// Who uses a volume, by name.
-    fn users_of(&self, owner: &Owner, name: &VolumeName) -> Vec<(Entry, VolumeUser)> {
+    pub(crate) fn users_of(&self, owner: &Owner, name: &VolumeName) -> Vec<(Entry, VolumeUser)> {
         let mut users: Vec<_> = self
             .inner
             .registry
@@ -459,6 +470,8 @@ impl Host {
             allocated: volume.allocated,
             created_at: volume.record.created_at,
             made_for: volume.record.made_for,
+            next_backup: volume.record.schedule.as_ref().and_then(crate::schedule::next),
+            schedule: volume.record.schedule,
             users: users.into_iter().map(|(_, user)| user).collect(),
             name: volume.record.name,
             owner: volume.record.owner,
@@ -501,7 +514,7 @@ fn unchanged(view: VolumeView) -> VolumeReport {
     }
 }
 
-fn names_of(users: &[(Entry, VolumeUser)]) -> String {
+pub(crate) fn names_of(users: &[(Entry, VolumeUser)]) -> String {
     let names: Vec<&str> = users.iter().map(|(_, user)| user.name.as_str()).collect();
     names.join(", ")
 }
@@ -588,7 +601,7 @@ pub(crate) async fn copy_at_rest(
             _ => error.into(),
         })?;
         let method = staged.copy_of(store.volumes().open(&owner, &name)?.path())?.method;
-        Ok((staged, Copied { method, stall: None }))
+        Ok((staged, Copied { method, stall: None, settled: true }))
     })
     .await
 }

@@ -201,6 +201,7 @@ pub(crate) async fn write(
     }
 }
 
-async fn drain(mut body: BodyDataStream) {
+/// Takes the rest of an upload that was refused, so that its sender comes to read why.
+pub(crate) async fn drain(mut body: BodyDataStream) {
     let _slow = timeout(DRAIN_WITHIN, async { while let Some(Ok(_)) = body.next().await {} }).await;
 }

@@ -1,4 +1,4 @@
-//! Routes about the host itself: health, version, the description of this interface, images.
+//! Routes about the host itself: health, version, the description of this interface.
 
 use axum::Json;
 use axum::extract::State;
@@ -7,11 +7,9 @@ use axum::response::IntoResponse;
 use types::Accel;
 
 use crate::auth::Caller;
-use crate::extract::Params;
 use crate::openapi::openapi_json;
 use crate::refusal::Refusal;
 use crate::router::App;
-use crate::tell;
 
 /// This program's version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -40,17 +38,6 @@ pub(crate) async fn version(State(app): State<App>, _caller: Caller) -> Result<J
 /// This interface as OpenAPI 3.1.
 pub(crate) async fn openapi(_caller: Caller) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], openapi_json())
-}
-
-/// The base images.
-#[utoipa::path(get, path = "/images", tag = "images", responses((status = 200, body = Vec<api::ImageObject>)))]
-pub(crate) async fn images(
-    State(app): State<App>,
-    _caller: Caller,
-    query: Params,
-) -> Result<Json<Vec<api::ImageObject>>, Refusal> {
-    query.done()?;
-    Ok(Json(app.host.images().await?.into_iter().map(tell::image).collect()))
 }
 
 /// Every path that is not there.

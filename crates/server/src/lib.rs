@@ -1,7 +1,7 @@
 //! HTTP and WebSocket in front of the sandbox's verbs.
 //!
 //! A request goes one way: [`listen`] takes the connection, [`auth`] says who asks, a route module (`host`,
-//! `sandboxes`, `snapshots`, `volumes`, `exec`, `shell`, `files`, `events`) reads it, [`ask`] turns it into a validated order, the verb of
+//! `sandboxes`, `snapshots`, `volumes`, `exec`, `shell`, `files`, `events`, `traffic`, `publish`) reads it, [`ask`] turns it into a validated order, the verb of
 //! `sandbox` carries it out, [`tell`] turns the answer into JSON. Whatever goes wrong on the way is a [`Refusal`].
 //!
 //! # Invariants
@@ -15,28 +15,36 @@
 
 mod ask;
 mod auth;
+mod backups;
 mod events;
 mod exec;
 mod extract;
 mod files;
+mod forward;
 mod host;
+mod images;
 mod listen;
 mod openapi;
+mod pipe;
+mod publish;
 mod refusal;
 mod router;
 mod sandboxes;
 mod shell;
 mod snapshots;
 mod stream;
+mod tasks;
 mod tell;
+mod traffic;
 mod upkeep;
 mod usage;
 mod volumes;
 mod websocket;
 
 pub use auth::AdminKey;
-pub use listen::{Listeners, serve};
+pub use listen::{Listeners, Published, serve};
 pub use openapi::openapi_json;
+pub use publish::Site;
 pub use refusal::Refusal;
 pub use router::{Door, router};
 pub use upkeep::{fsck_reply, gc_reply};

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use sandbox::Host;
@@ -23,7 +24,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::auth::AdminKey;
-use crate::router::{Door, Drain, with_drain};
+use crate::forward::Peer;
+use crate::publish::{Site, site_router};
+use crate::router::{App, Door, Drain, with_state};
 
 /// How many connections are served at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 2048;
@@ -43,12 +46,23 @@ pub struct Listeners {
     pub tcp: Option<TcpListener>,
     /// The unix socket, where there is one.
     pub unix: Option<UnixListener>,
+    /// For what is published, where that is served.
+    pub published: Option<Published>,
+}
+
+/// The second listener.
+#[derive(Debug)]
+pub struct Published {
+    /// Where its requests come in.
+    pub tcp: TcpListener,
+    /// The domain that aliases are put before.
+    pub domain: String,
 }
 
 /// Serves `host` until `stop` is done, then drains.
 ///
 /// # Errors
-/// When the address of the TCP listener cannot be told.
+/// When the address of a TCP listener cannot be told.
 pub async fn serve(
     host: Host,
     listeners: Listeners,
@@ -58,13 +72,26 @@ pub async fn serve(
     let drain = Drain::default();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut accepting = JoinSet::new();
+    let site = match &listeners.published {
+        Some(Published { tcp, domain }) => {
+            Some(Arc::new(Site { domain: domain.clone(), port: tcp.local_addr()?.port() }))
+        }
+        None => None,
+    };
+    let app = App { host, drain: drain.clone(), site };
+    if let Some(Published { tcp, .. }) = listeners.published {
+        let routes = site_router(app.clone());
+        // Slots of its own: strangers must not keep the owner out.
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        accepting.spawn(accept(Source::Tcp(tcp), routes, slots, drain.clone()));
+    }
     if let Some(tcp) = listeners.tcp {
         let loopback = tcp.local_addr()?.ip().is_loopback();
-        let routes = with_drain(host.clone(), Door::Tcp { key, loopback }, drain.clone());
+        let routes = with_state(app.clone(), Door::Tcp { key, loopback });
         accepting.spawn(accept(Source::Tcp(tcp), routes, Arc::clone(&slots), drain.clone()));
     }
     if let Some(unix) = listeners.unix {
-        let routes = with_drain(host, Door::Unix, drain.clone());
+        let routes = with_state(app, Door::Unix);
         accepting.spawn(accept(Source::Unix(unix), routes, slots, drain.clone()));
     }
     stop.await;
@@ -88,14 +115,15 @@ async fn accept(source: Source, routes: Router, slots: Arc<Semaphore>, drain: Dr
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let (routes, drain) = (routes.clone(), drain.clone());
         let taken = match &source {
-            Source::Tcp(tcp) => tcp.accept().await.map(|(stream, _)| {
+            Source::Tcp(tcp) => tcp.accept().await.map(|(stream, peer)| {
                 // Answers are small and somebody waits for each.
                 let _unsupported = stream.set_nodelay(true);
-                tokio::spawn(connection(stream, routes, drain, slot))
+                tokio::spawn(connection(stream, Peer(Some(peer.ip().to_canonical())), routes, drain, slot))
             }),
-            Source::Unix(unix) => {
-                unix.accept().await.map(|(stream, _)| tokio::spawn(connection(stream, routes, drain, slot)))
-            }
+            Source::Unix(unix) => unix
+                .accept()
+                .await
+                .map(|(stream, _)| tokio::spawn(connection(stream, Peer(None), routes, drain, slot))),
         };
         if let Err(error) = taken {
             // Out of file descriptors, most likely: others will end.
@@ -105,17 +133,22 @@ async fn accept(source: Source, routes: Router, slots: Arc<Semaphore>, drain: Dr
     }
 }
 
-async fn connection<S>(stream: S, routes: Router, drain: Drain, slot: OwnedSemaphorePermit)
+async fn connection<S>(stream: S, peer: Peer, routes: Router, drain: Drain, slot: OwnedSemaphorePermit)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let _busy = drain.busy();
     let _slot = slot;
+    let routes = TowerToHyperService::new(routes);
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer);
+        routes.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WITHIN)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes))
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     let (begun, over) = (drain.begun(), drain.over());

@@ -3,7 +3,10 @@
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use crate::{events, exec, files, host, sandboxes, shell, snapshots, upkeep, usage, volumes};
+use crate::{
+    backups, events, exec, files, host, images, publish, sandboxes, shell, snapshots, tasks, traffic, upkeep,
+    usage, volumes,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -13,16 +16,23 @@ use crate::{events, exec, files, host, sandboxes, shell, snapshots, upkeep, usag
                        the unix socket needs no key."
     ),
     paths(
-        host::health, host::version, host::images, events::events, usage::usage, usage::of_sandbox, upkeep::fsck, upkeep::gc,
+        host::health, host::version, events::events,
+        images::list, images::inspect, images::delete, images::pull, images::import, images::save, images::build,
+        tasks::list, tasks::inspect, tasks::cancel,
+        usage::usage, usage::of_sandbox, upkeep::fsck, upkeep::gc,
         sandboxes::list, sandboxes::create, sandboxes::inspect, sandboxes::edit, sandboxes::destroy,
         sandboxes::stop, sandboxes::start, sandboxes::sessions, snapshots::fork,
         snapshots::create, snapshots::list, snapshots::inspect, snapshots::delete, snapshots::resume,
         volumes::list, volumes::create, volumes::inspect, volumes::delete, volumes::attach, volumes::detach,
         volumes::resize, volumes::clone,
+        backups::list, backups::create, backups::delete, backups::prune, backups::restore, backups::schedule,
+        backups::unschedule,
         exec::exec, shell::live_exec, shell::shell,
         files::read, files::head, files::write,
+        traffic::ports, traffic::proxy, traffic::tunnel,
+        publish::publish, publish::of_sandbox, publish::unpublish, publish::all,
     ),
-    components(schemas(api::ExecEvent, api::FsckEvent, api::ShellControl, api::FileEntry)),
+    components(schemas(api::ExecEvent, api::BackupEvent, api::RestoreEvent, api::FsckEvent, api::ShellControl, api::FileEntry)),
     modifiers(&Bearer),
     security(("key" = [])),
 )]

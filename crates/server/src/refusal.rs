@@ -71,9 +71,12 @@ const fn status_of(kind: ErrorKind) -> StatusCode {
         | ErrorKind::NotExecutable => StatusCode::BAD_REQUEST,
         ErrorKind::NotFound | ErrorKind::GuestNotFound => StatusCode::NOT_FOUND,
         // Damage is a conflict and not a 500: asking again does not help, asking for something else does.
-        ErrorKind::Conflict | ErrorKind::SlowPath | ErrorKind::Corrupt | ErrorKind::VolumeBusy => {
-            StatusCode::CONFLICT
-        }
+        ErrorKind::Conflict
+        | ErrorKind::InUse
+        | ErrorKind::VolumeBusy
+        | ErrorKind::SlowPath
+        | ErrorKind::Corrupt
+        | ErrorKind::Cancelled => StatusCode::CONFLICT,
         ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         // Memory comes back by itself when others go to sleep, a full disk does not.
         ErrorKind::Busy | ErrorKind::NoMemory | ErrorKind::NotReady | ErrorKind::ShuttingDown => {
@@ -81,7 +84,11 @@ const fn status_of(kind: ErrorKind) -> StatusCode {
         }
         ErrorKind::NoSpace | ErrorKind::GuestNoSpace => StatusCode::INSUFFICIENT_STORAGE,
         ErrorKind::GuestTimeout | ErrorKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
-        ErrorKind::StreamBroken => StatusCode::BAD_GATEWAY,
+        ErrorKind::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+        ErrorKind::StreamBroken
+        | ErrorKind::NotListening
+        | ErrorKind::RegistryDenied
+        | ErrorKind::Registry => StatusCode::BAD_GATEWAY,
         ErrorKind::Vmm | ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

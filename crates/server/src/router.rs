@@ -1,22 +1,30 @@
 //! Which path leads to which verb, and through which door a request came.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::{get, post};
+use axum::routing::{any, delete, get, post, put};
 use sandbox::Host;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::{AdminKey, TcpRules, tcp_door, unix_door};
-use crate::{events, exec, files, host, sandboxes, shell, snapshots, upkeep, usage, volumes};
+use crate::publish::Site;
+use crate::{
+    backups, events, exec, files, host, images, publish, sandboxes, shell, snapshots, tasks, traffic, upkeep,
+    usage, volumes,
+};
 
 /// What every route has at hand.
 #[derive(Clone)]
 pub(crate) struct App {
     pub(crate) host: Host,
     pub(crate) drain: Drain,
+    /// Where what is published is served, if anywhere.
+    pub(crate) site: Option<Arc<Site>>,
 }
 
 /// How the daemon's end is told to requests that would go on for ever, and theirs to the daemon.
@@ -66,16 +74,23 @@ pub enum Door {
 
 /// All routes over `host`, behind `door`.
 pub fn router(host: Host, door: Door) -> Router {
-    with_drain(host, door, Drain::default())
+    with_state(App { host, drain: Drain::default(), site: None }, door)
 }
 
-pub(crate) fn with_drain(host: Host, door: Door, drain: Drain) -> Router {
+pub(crate) fn with_state(app: App, door: Door) -> Router {
     let routes = Router::new()
         .route("/health", get(host::health))
         .route("/version", get(host::version))
         .route("/openapi.json", get(host::openapi))
         .route("/events", get(events::events))
-        .route("/images", get(host::images))
+        .route("/images", get(images::list))
+        .route("/images/pull", post(images::pull))
+        .route("/images/import", post(images::import))
+        .route("/images/save", post(images::save))
+        .route("/images/build", post(images::build))
+        .route("/images/{name}", get(images::inspect).delete(images::delete))
+        .route("/tasks", get(tasks::list))
+        .route("/tasks/{id}", get(tasks::inspect).delete(tasks::cancel))
         .route("/sandboxes", get(sandboxes::list).post(sandboxes::create))
         .route("/sandboxes/{id}", get(sandboxes::inspect).patch(sandboxes::edit).delete(sandboxes::destroy))
         .route("/sandboxes/{id}/stop", post(sandboxes::stop))
@@ -95,15 +110,30 @@ pub(crate) fn with_drain(host: Host, door: Door, drain: Drain) -> Router {
         .route("/volumes/{name}/detach", post(volumes::detach))
         .route("/volumes/{name}/resize", post(volumes::resize))
         .route("/volumes/{name}/clone", post(volumes::clone))
+        .route("/volumes/{name}/backups", get(backups::list).post(backups::create))
+        .route("/volumes/{name}/backups/prune", post(backups::prune))
+        .route("/volumes/{name}/backups/{id}", delete(backups::delete))
+        .route("/volumes/{name}/restore", post(backups::restore))
+        .route("/volumes/{name}/schedule", put(backups::schedule).delete(backups::unschedule))
         .route("/sandboxes/{id}/exec", post(exec::exec).get(shell::live_exec))
         .route("/sandboxes/{id}/shell", get(shell::shell))
         .route("/sandboxes/{id}/sessions", get(sandboxes::sessions))
+        .route("/sandboxes/{id}/ports", get(traffic::ports))
+        .route("/sandboxes/{id}/tunnel/{port}", get(traffic::tunnel))
+        .route("/sandboxes/{id}/proxy/{port}", any(traffic::proxy))
+        .route("/sandboxes/{id}/proxy/{port}/", any(traffic::proxy))
+        .route("/sandboxes/{id}/proxy/{port}/{*path}", any(traffic::proxy))
+        .route(
+            "/sandboxes/{id}/publish",
+            get(publish::of_sandbox).post(publish::publish).delete(publish::unpublish),
+        )
+        .route("/published", get(publish::all))
         .route("/sandboxes/{id}/files", get(files::read).head(files::head).put(files::write))
         .fallback(host::not_found)
         .method_not_allowed_fallback(host::wrong_method)
         // Each route bounds its own body: JSON at 4 MiB, uploads by the guest's disk.
         .layer(DefaultBodyLimit::disable())
-        .with_state(App { host, drain });
+        .with_state(app);
     match door {
         Door::Unix => routes.layer(middleware::from_fn(unix_door)),
         Door::Tcp { key, loopback } => {

@@ -6,6 +6,8 @@ use std::time::Duration;
 use sandbox::wire;
 use types::Timestamp;
 
+use crate::publish::Site;
+
 pub(crate) fn sandbox(view: sandbox::SandboxView) -> api::Sandbox {
     let error = match &view.status {
         sandbox::Status::Error(line) => Some(line.clone()),
@@ -50,6 +52,24 @@ fn volume_spec(volume: types::VolumeMount) -> api::VolumeSpec {
     api::VolumeSpec { name: name.into(), mount: mount.into(), read_only }
 }
 
+pub(crate) fn port(listener: wire::Listener) -> api::Port {
+    let wire::Listener { port, address, pid, process } = listener;
+    let protocol = if address.is_ipv4() { "tcp" } else { "tcp6" };
+    api::Port { port, address: address.to_string(), protocol: protocol.to_owned(), pid, process }
+}
+
+pub(crate) fn publication(view: sandbox::Publication, site: Option<&Site>) -> api::Publication {
+    let sandbox::Publication { alias, sandbox_id, sandbox_name, port, created_at } = view;
+    api::Publication {
+        url: site.map(|site| site.url(alias.as_str())),
+        alias: alias.into(),
+        sandbox: sandbox_name.into(),
+        sandbox_id: sandbox_id.into(),
+        port,
+        created_at: created_at.to_string(),
+    }
+}
+
 pub(crate) fn volume(view: sandbox::VolumeView) -> api::Volume {
     api::Volume {
         name: view.name.into(),
@@ -59,6 +79,12 @@ pub(crate) fn volume(view: sandbox::VolumeView) -> api::Volume {
         created_at: view.created_at.to_string(),
         attached_to: view.users.into_iter().map(attachment).collect(),
         made_for: view.made_for.map(String::from),
+        schedule: view.schedule.map(|schedule| api::Schedule {
+            cron: schedule.cron,
+            keep: schedule.keep,
+            next_at: view.next_backup.map(|next| next.to_string()),
+            last_error: schedule.last_error,
+        }),
     }
 }
 
@@ -132,7 +158,7 @@ pub(crate) fn snapshot_report(report: sandbox::SnapshotReport) -> api::SnapshotR
     api::SnapshotReply { snapshot: snapshot(report.view), timings_ms, warnings: report.warnings }
 }
 
-fn timings(timings: &sandbox::Timings) -> BTreeMap<String, f64> {
+pub(crate) fn timings(timings: &sandbox::Timings) -> BTreeMap<String, f64> {
     let mut all: BTreeMap<String, f64> = BTreeMap::new();
     for (phase, time) in &timings.phases {
         *all.entry((*phase).to_owned()).or_default() += milliseconds(*time);
@@ -223,6 +249,32 @@ pub(crate) fn image(image: sandbox::ImageRecord) -> api::ImageObject {
         allocated_bytes: image.allocated.0,
         created_at: image.created_at.to_string(),
         source: image.source,
+        config: image.config.map(|config| api::ImageConfig {
+            env: config.env,
+            working_dir: config.working_dir,
+            user: config.user,
+            entrypoint: config.entrypoint,
+            cmd: config.cmd,
+        }),
+    }
+}
+
+pub(crate) fn task(task: sandbox::TaskRecord) -> api::Task {
+    let sandbox::TaskProgress { what, done_bytes, total_bytes } = task.progress;
+    api::Task {
+        id: task.id.into(),
+        kind: task.kind,
+        subject: task.subject,
+        status: task.status.as_str().to_owned(),
+        progress: api::TaskProgress { what, done_bytes, total_bytes },
+        error: task.error.map(|error| api::ErrorDetail {
+            code: error.code,
+            message: error.message,
+            hint: error.hint,
+        }),
+        result: task.result,
+        created_at: task.created_at.to_string(),
+        finished_at: task.finished_at.map(|at| at.to_string()),
     }
 }
 

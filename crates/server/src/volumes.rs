@@ -149,7 +149,7 @@ pub(crate) async fn resize(
     Ok(JsonReply(tell::volume_report(report)))
 }
 
-/// Makes a volume that is as this one is at one moment, attached or not; a guest's writes are held for `stall_ms`.
+/// Makes a volume that is as this one is at one moment, attached or not; a guest's writes wait for `stall_ms`.
 #[utoipa::path(
     post, path = "/volumes/{name}/clone", tag = "volumes",
     params(("name" = String, Path, description = "Name")),

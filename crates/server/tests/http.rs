@@ -126,12 +126,11 @@ async fn a_body_that_makes_no_sense_is_told_what_is_wrong_with_it() {
         let message = refused(&router, post(body), 400, "bad_request").await;
         assert!(message.contains(expected), "{body}: {message}");
     }
-    for (field, body) in
-        [("secrets", r#"{"secrets":["a"]}"#), ("volumes", r#"{"volumes":[{"name":"a","mount":"/a"}]}"#)]
-    {
-        let message = refused(&router, post(body), 400, "not_supported").await;
-        assert!(message.contains(field), "{message}");
-    }
+    let message = refused(&router, post(r#"{"secrets":["a"]}"#), 400, "not_supported").await;
+    assert!(message.contains("secrets"), "{message}");
+    // What was made for a sandbox that could not be is gone again.
+    refused(&router, post(r#"{"volumes":[{"name":"a","mount":"/a"}]}"#), 503, "not_ready").await;
+    refused(&router, request(Method::GET, "/volumes/a", ""), 404, "not_found").await;
 }
 
 #[tokio::test]
@@ -346,7 +345,106 @@ async fn a_new_data_directory_is_clean_and_has_nothing_to_collect() {
     let mut lines = post("/fsck", r#"{"repair":true}"#);
     lines.headers_mut().insert(header::ACCEPT, "application/x-ndjson".parse().unwrap());
     let bytes = answer(&router, lines).await.into_body().collect().await.unwrap().to_bytes();
-    let last = bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).next_back().unwrap();
+    let last = bytes.split(|&byte| byte == b'\n').rfind(|line| !line.is_empty()).unwrap();
     let last: serde_json::Value = serde_json::from_slice(last).unwrap();
     assert_eq!(last["report"]["clean"], true, "{last}");
+}
+
+#[tokio::test]
+async fn volumes_are_made_listed_grown_cloned_and_deleted_without_a_guest() {
+    let (_dir, router) = unix().await;
+    let post = |path: &str, body: &str| request(Method::POST, path, body.to_owned());
+    let made = answer(&router, post("/volumes", r#"{"name":"data","size_mb":16}"#)).await;
+    assert_eq!(made.status(), StatusCode::CREATED);
+    let made = json(made).await;
+    assert_eq!((&made["changed"], &made["size_mb"]), (&true.into(), &16.into()), "{made}");
+    assert!(made["allocated_bytes"].as_u64().unwrap() < 4 << 20, "{made}");
+    let again = answer(&router, post("/volumes", r#"{"name":"data","size_mb":16}"#)).await;
+    assert_eq!(again.status(), StatusCode::OK);
+    assert_eq!(json(again).await["changed"], false);
+    let message =
+        refused(&router, post("/volumes", r#"{"name":"data","size_mb":32}"#), 409, "conflict").await;
+    assert!(message.contains("data") && message.contains("16 MiB"), "{message}");
+
+    let grown = answer(&router, post("/volumes/data/resize", r#"{"size_mb":24}"#)).await;
+    assert_eq!(json(grown).await["size_mb"], 24);
+    refused(&router, post("/volumes/data/resize", r#"{"size_mb":23}"#), 400, "bad_request").await;
+    let clone = answer(&router, post("/volumes/data/clone", r#"{"name":"copy"}"#)).await;
+    assert_eq!(clone.status(), StatusCode::CREATED);
+    let clone = json(clone).await;
+    assert!(clone["clone"].is_string() && clone["stall_ms"].is_null(), "{clone}");
+    refused(&router, post("/volumes/data/clone", r#"{"name":"copy"}"#), 409, "conflict").await;
+    refused(&router, post("/volumes/data/clone", r#"{"name":"data"}"#), 409, "conflict").await;
+    let list = json(answer(&router, request(Method::GET, "/volumes", "")).await).await;
+    let names: Vec<_> = list.as_array().unwrap().iter().map(|volume| volume["name"].clone()).collect();
+    assert_eq!(names, ["copy", "data"]);
+    assert_eq!(list[1]["attached_to"], serde_json::json!([]));
+    let gone = answer(&router, request(Method::DELETE, "/volumes/copy", "")).await;
+    assert_eq!(gone.status(), StatusCode::NO_CONTENT);
+    refused(&router, request(Method::GET, "/volumes/copy", ""), 404, "not_found").await;
+}
+
+#[tokio::test]
+async fn orders_for_volumes_that_make_no_sense_are_refused_before_anything_is_made() {
+    let (_dir, router) = unix().await;
+    let post = |path: &str, body: &str| request(Method::POST, path, body.to_owned());
+    for body in [
+        r#"{"name":"data","size_mb":0}"#,
+        r#"{"name":"data","size_mb":7}"#,
+        r#"{"name":"data","size_mb":-5}"#,
+        r#"{"name":"data","size_mb":18446744073709551615}"#,
+        r#"{"name":"data","size_mb":16000000}"#,
+        r#"{"name":"data"}"#,
+        r#"{"name":"../data","size_mb":16}"#,
+        r#"{"name":"Data","size_mb":16}"#,
+        r#"{"name":"","size_mb":16}"#,
+        r#"{"name":"data","size_mb":16,"colour":"red"}"#,
+    ] {
+        refused(&router, post("/volumes", body), 400, "bad_request").await;
+    }
+    assert_eq!(
+        json(answer(&router, request(Method::GET, "/volumes", "")).await).await,
+        serde_json::json!([])
+    );
+    for (method, path, body) in [
+        (Method::GET, "/volumes/nope", ""),
+        (Method::DELETE, "/volumes/nope", ""),
+        (Method::POST, "/volumes/nope/resize", r#"{"size_mb":16}"#),
+        (Method::POST, "/volumes/nope/clone", r#"{"name":"copy"}"#),
+    ] {
+        let message = refused(&router, request(method, path, body), 404, "not_found").await;
+        assert!(message.contains("nope"), "{path}: {message}");
+    }
+    assert_eq!(
+        answer(&router, post("/volumes", r#"{"name":"data","size_mb":16}"#)).await.status(),
+        StatusCode::CREATED
+    );
+    for mount in ["data", "", "/", "/proc/x", "/etc", "/a/../../etc", "/usr/bin", "/var", "/run/x"] {
+        let body = serde_json::json!({ "sandbox": "nope", "mount": mount }).to_string();
+        refused(&router, post("/volumes/data/attach", &body), 400, "bad_request").await;
+        let body = serde_json::json!({ "volumes": [{ "name": "data", "mount": mount }] }).to_string();
+        refused(&router, post("/sandboxes", &body), 400, "bad_request").await;
+    }
+    let five: Vec<_> = (0..5)
+        .map(|number| serde_json::json!({ "name": format!("v{number}"), "mount": format!("/v{number}") }))
+        .collect();
+    let message = refused(
+        &router,
+        post("/sandboxes", &serde_json::json!({ "volumes": five }).to_string()),
+        400,
+        "bad_request",
+    )
+    .await;
+    assert!(message.contains("more than a sandbox can have"), "{message}");
+    for (first, second) in [("/a", "/a"), ("/a", "/a/b"), ("/a/b", "/a")] {
+        let volumes = serde_json::json!([{ "name": "v", "mount": first }, { "name": "w", "mount": second }]);
+        let body = serde_json::json!({ "volumes": volumes }).to_string();
+        let message = refused(&router, post("/sandboxes", &body), 400, "bad_request").await;
+        assert!(message.contains("cover each other"), "{message}");
+    }
+    let attach = post("/volumes/data/attach", r#"{"sandbox":"nope","mount":"/data"}"#);
+    let message = refused(&router, attach, 404, "not_found").await;
+    assert!(message.contains("nope"), "{message}");
+    let detach = post("/volumes/data/detach", r#"{"sandbox":"nope"}"#);
+    refused(&router, detach, 404, "not_found").await;
 }

@@ -158,6 +158,7 @@ fn round(
         state: RunState::Running,
         layout: template.spec.layout,
         layers: Vec::new(),
+        volumes: Vec::new(),
         image: template.spec.image.clone(),
         kernel: template.spec.kernel.clone(),
         cpus: 1,
@@ -169,7 +170,6 @@ fn round(
         created_at: Timestamp::now(),
         ram_base: template.ram_base(),
         machine: machine(),
-        volumes: Vec::new(),
         memory: None,
     };
     let dir = clock.time("create: commit", || staged.commit(&manifest)).unwrap();

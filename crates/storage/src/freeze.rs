@@ -255,6 +255,9 @@ pub(crate) fn finish(store: &Store, dir: &SandboxDir, manifest: &Manifest) -> Re
         durable::remove_if_there(&raw)?;
     }
     durable::sync_dir(&dir.path)?;
+    let link = store.layout().layer(layer);
+    let file = File::open(&link).map_err(|error| Error::io("open", &link, error))?;
+    durable::set_mode(&file, &link, 0o444)?;
     Ok(true)
 }
 

@@ -7,6 +7,7 @@
 //! | template | no memory lies over it, and it could not be made again: its image has no name any more, or its kernel is not current |
 //! | image | no name, no sandbox, no snapshot and no template that stays needs its content |
 //! | kernel | it is not current, and no sandbox, no snapshot and no template that stays boots it |
+//! | blob | no pull reads or writes it: it is a cache |
 //! | leftover | what a crash left, see `reconcile` |
 //!
 //! # Invariants
@@ -43,6 +44,8 @@ pub enum GcKind {
     Image,
     /// A guest kernel with its initramfs.
     Kernel,
+    /// A download that was kept to be used again.
+    Blob,
     /// What a crash left.
     Leftover,
 }
@@ -57,6 +60,7 @@ impl GcKind {
             Self::Template => "template",
             Self::Image => "image",
             Self::Kernel => "kernel",
+            Self::Blob => "blob",
             Self::Leftover => "leftover",
         }
     }
@@ -87,6 +91,7 @@ enum What {
     Object(Shared),
     /// A layer's seal without the layer.
     Seal,
+    Blob,
     Leftover(Leftover),
 }
 
@@ -194,7 +199,9 @@ impl Store {
                 What::Leftover(leftover) => {
                     reconcile::execute(self, std::slice::from_ref(leftover)).failed.pop().map_or(Ok(()), Err)
                 }
-                What::Object(_) | What::Seal => paths.iter().try_for_each(|path| durable::remove_any(path)),
+                What::Object(_) | What::Seal | What::Blob => {
+                    paths.iter().try_for_each(|path| durable::remove_any(path))
+                }
             };
             match removed {
                 Ok(()) => report.removed.push(item),
@@ -209,7 +216,7 @@ impl Store {
     fn take_away(&self, item: &GcItem) -> Result<Vec<PathBuf>> {
         match &item.what {
             What::Leftover(_) => Ok(Vec::new()),
-            What::Seal => durable::take_away(&item.path).map(|path| vec![path]),
+            What::Seal | What::Blob => durable::take_away(&item.path).map(|path| vec![path]),
             What::Object(Shared::Layer(layer)) => {
                 let gone = durable::take_away(&item.path)?;
                 let seal = self.layout().layer_record(&layer.id);

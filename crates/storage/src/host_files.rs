@@ -1,7 +1,8 @@
 //! Files of the host as a whole: scratch space for builds, and another data root over the same immutable files.
 
 use std::fs;
-use std::path::Path;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use types::Nonce;
 
@@ -22,7 +23,48 @@ impl Scratch {
     }
 }
 
+/// A file of a build's scratch directory that is written as it comes in.
+#[derive(Debug)]
+pub struct Spool {
+    scratch: Scratch,
+    path: PathBuf,
+    file: fs::File,
+}
+
+impl Spool {
+    /// Adds what came in.
+    ///
+    /// # Errors
+    /// `NoSpace`, or what the system says.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|error| Error::io("write", &self.path, error))
+    }
+
+    /// Where the file is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory that it is in, for the build.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.scratch.path()
+    }
+}
+
 impl Store {
+    /// A file for what comes in, in a scratch directory of its own.
+    ///
+    /// # Errors
+    /// `NoSpace`, or what the system says.
+    pub fn spool(&self) -> Result<Spool> {
+        let scratch = self.scratch()?;
+        let path = scratch.path().join("spool");
+        let file = crate::durable::new_file(&path, b"", 0o600)?;
+        Ok(Spool { scratch, path, file })
+    }
+
     /// The admin key: what its file says, or `fresh`, which is then written there (mode 0600).
     ///
     /// # Errors

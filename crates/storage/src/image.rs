@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use types::{Arch, Bytes, ContentId, ImageName, Timestamp};
+use types::{Arch, Bytes, ContentId, ImageConfig, ImageName, Timestamp};
 
 use crate::durable::{self, Staged};
 use crate::error::{Error, ErrorKind, Result};
@@ -15,7 +15,8 @@ use crate::settle;
 use crate::sparse;
 use crate::store::Store;
 
-const FORMAT: Format = Format { name: "bhatti-image", version: 1 };
+/// Version 1 had no `config`.
+const FORMAT: Format = Format { name: "bhatti-image", version: 2 };
 
 /// A named base image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,18 @@ pub struct ImageRecord {
     pub created_at: Timestamp,
     /// Where it came from, in the words of who made it.
     pub source: String,
+    /// What it wants of its guests; none for images that were built here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ImageConfig>,
+}
+
+/// What came of taking an image's name away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NameRemoval {
+    /// It is gone; its content goes with the next collection, unless it has another name.
+    Gone(ImageRecord),
+    /// Nothing was changed: these were made from it.
+    InUse(Vec<String>),
 }
 
 impl ImageRecord {
@@ -113,6 +126,7 @@ impl Images<'_> {
             allocated: sparse::allocated(&file, &object)?,
             created_at: Timestamp::now(),
             source: "restored from its name by fsck".to_owned(),
+            config: None,
         };
         durable::replace(&layout.image_record(name, arch), &record::encode(FORMAT, &record), 0o600)
     }
@@ -146,6 +160,46 @@ impl Images<'_> {
                 })
             }
         }
+    }
+
+    /// Takes an image's name away, unless sandboxes or snapshots were made from it, or something is just being made.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none of that name, `Corrupt` when a manifest cannot be read, which may name it.
+    pub fn remove_name(&self, name: &ImageName, arch: Arch) -> Result<NameRemoval> {
+        let layout = self.store.layout();
+        let path = layout.image_record(name, arch);
+        let held = self.store.pins().held();
+        let record: ImageRecord = record::read(FORMAT, &path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "delete image", name.as_str())
+                .because(format!("there is no image {:?} for {arch}", name.as_str()))
+                .hint_to("`bhatti image list` shows what there is"),
+            _ => error,
+        })?;
+        let mut references = self.store.references()?;
+        let made_from_it = |manifest: &crate::manifest::Manifest| {
+            manifest.image.id == record.id && manifest.image.name == *name
+        };
+        let users: Vec<String> = references
+            .manifests
+            .iter()
+            .filter(|(_, manifest)| made_from_it(manifest))
+            .map(|(namer, _)| namer.to_string())
+            .collect();
+        if !users.is_empty() {
+            return Ok(NameRemoval::InUse(users));
+        }
+        if let Some(error) = references.unreadable.pop() {
+            return Err(error);
+        }
+        if held.contains_key(&Shared::Image(record.id.clone())) {
+            return Ok(NameRemoval::InUse(vec!["something that is being made".to_owned()]));
+        }
+        // The record is what counts: without it the link is a leftover that would keep the content.
+        durable::remove_if_there(&layout.image_link(name, arch))?;
+        durable::remove_if_there(&path)?;
+        durable::sync_parent(&path)?;
+        Ok(NameRemoval::Gone(record))
     }
 
     /// The object's path for the host's own reading.
@@ -203,6 +257,20 @@ impl StagedImage {
     /// # Errors
     /// `Invalid` for an empty image, `NoSpace`, or what the system says.
     pub fn commit(self, name: &ImageName, arch: Arch, source: &str) -> Result<ImageRecord> {
+        self.commit_with(name, arch, source, None)
+    }
+
+    /// As [`StagedImage::commit`], with what the image wants of its guests.
+    ///
+    /// # Errors
+    /// As for [`StagedImage::commit`].
+    pub fn commit_with(
+        self,
+        name: &ImageName,
+        arch: Arch,
+        source: &str,
+        config: Option<ImageConfig>,
+    ) -> Result<ImageRecord> {
         let Self { store, staged } = self;
         let path = staged.path().to_owned();
         // Opened anew: a tool may have replaced the file in spite of what `path` asks for.
@@ -227,6 +295,7 @@ impl StagedImage {
             allocated: sparse::allocated(&file, &path)?,
             created_at: Timestamp::now(),
             source: source.to_owned(),
+            config,
         };
         let layout = store.layout();
         let object = layout.object(&record.id);
@@ -238,5 +307,24 @@ impl StagedImage {
         store.images().relink(&record)?;
         durable::replace(&layout.image_record(name, arch), &record::encode(FORMAT, &record), 0o600)?;
         Ok(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RELEASED: [&str; 2] =
+        [include_str!("../tests/golden/image-1.json"), include_str!("../tests/golden/image-2.json")];
+
+    #[test]
+    fn records_of_every_released_version_are_read() {
+        let read = |text: &str| record::decode::<ImageRecord>(FORMAT, text.as_bytes(), Path::new("golden"));
+        let records: Vec<ImageRecord> = RELEASED.iter().map(|text| read(text).unwrap()).collect();
+        assert_eq!(records[0].config, None);
+        assert_eq!(records[1].config.as_ref().unwrap().env["PATH"], "/bin");
+        assert_eq!(records[0].id, records[1].id);
+        let written = String::from_utf8(record::encode(FORMAT, &records[1])).unwrap();
+        assert_eq!(written, RELEASED[1], "the present version is written as it was");
     }
 }

@@ -66,10 +66,11 @@ impl Layout {
     }
 
     /// The directories made by opening a store, parents first.
-    pub(crate) fn directories(&self) -> [PathBuf; 10] {
+    pub(crate) fn directories(&self) -> [PathBuf; 11] {
         [
             self.images(),
             self.objects(),
+            self.blobs(),
             self.templates(),
             self.zero(),
             self.sandboxes(),
@@ -87,6 +88,11 @@ impl Layout {
 
     pub(crate) fn objects(&self) -> PathBuf {
         self.root.join("images/objects")
+    }
+
+    /// Blobs of registries, kept to be used again.
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.root.join("images/blobs")
     }
 
     pub(crate) fn object(&self, id: &ContentId) -> PathBuf {

@@ -1,5 +1,6 @@
 //! Every file under one data root: images, templates, sandboxes, and the promises about them.
 
+mod blob;
 mod clone;
 mod durable;
 mod error;
@@ -31,6 +32,7 @@ mod tree_copy;
 mod usage;
 mod volume;
 
+pub use blob::{Blob, Blobs, PartialBlob};
 pub use clone::{CloneOptions, CloneProgress, CloneReport, clone_file, clone_file_with};
 pub use error::{Error, ErrorKind, Result};
 pub use freeze::Freeze;
@@ -38,8 +40,8 @@ pub use fsck::{
     Checked, Finding, FsckOptions, FsckProgress, FsckReport, Outcome, OverlayCheck, Repair, Severity, Subject,
 };
 pub use gc::{Company, GcItem, GcKind, GcPlan, GcReport};
-pub use host_files::Scratch;
-pub use image::{ImageRecord, Images, StagedImage, object_from_machine_dir};
+pub use host_files::{Scratch, Spool};
+pub use image::{ImageRecord, Images, NameRemoval, StagedImage, object_from_machine_dir};
 pub use kernel::{KernelRecord, Kernels, StagedKernel};
 pub use layer::{LayerSeal, Layers};
 pub use layout_choice::{LayoutChoice, LayoutCost, LayoutMeasurement};
@@ -68,5 +70,6 @@ pub use usage::{
     UsageKind, UsageMethod,
 };
 pub use volume::{
-    StagedVolume, Volume, VolumeLock, VolumeRecord, Volumes, snapshot_volume, volume_from_machine_dir,
+    BackupSchedule, StagedVolume, Volume, VolumeLock, VolumeRecord, Volumes, snapshot_volume,
+    volume_from_machine_dir,
 };

@@ -292,6 +292,7 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use types::After;
 
     use super::*;
 

@@ -104,6 +104,7 @@ pub(crate) fn plan(store: &Store) -> Result<Vec<Leftover>> {
     for (dir, kind) in [
         (layout.images(), LeftoverKind::StagedFile),
         (layout.objects(), LeftoverKind::StagedImage),
+        (layout.blobs(), LeftoverKind::StagedFile),
         (layout.zero(), LeftoverKind::StagedFile),
         (layout.kernel(), LeftoverKind::StagedKernel),
         (layout.bases(), LeftoverKind::StagedBase),

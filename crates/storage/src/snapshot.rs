@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use types::{Owner, SandboxId, SandboxName, SnapshotName, StorageLayout, Timestamp, VolumeName};
 
-use crate::clone::{CloneReport, clone_file};
+use crate::clone::{CloneOptions, CloneReport, clone_file, clone_file_with};
 use crate::durable::{self, Staged, StagedDir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, MANIFEST, MEM_SNAP, NEW, VM_SNAP};
@@ -217,12 +217,14 @@ impl StagedSnapshot {
         self.staged.path().join(snapshot_volume(name))
     }
 
-    /// Takes a copy of a volume. What is written to it meanwhile must be copied again.
+    /// Takes a copy of a volume, synced: a disk that still has much to write would make a guest wait that stands still for
+    /// it. What is written to the volume meanwhile must be copied again.
     ///
     /// # Errors
     /// `NotFound`, `NoSpace`, or what the system says.
     pub fn take_volume(&self, store: &Store, owner: &Owner, name: &VolumeName) -> Result<CloneReport> {
-        clone_file(&store.layout().volume(owner, name), &self.volume_path(name))
+        let options = CloneOptions { sync: true, ..CloneOptions::default() };
+        clone_file_with(&store.layout().volume(owner, name), &self.volume_path(name), &options)
     }
 
     /// Takes a volume by sharing its extents; `false`, and nothing is taken, where the filesystem cannot.

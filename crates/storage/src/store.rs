@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use types::{Bytes, Mebibytes, SandboxId};
 
+use crate::blob::Blobs;
 use crate::durable::{self, Staged, StagedDir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Images;
@@ -176,6 +177,12 @@ impl Store {
     #[must_use]
     pub fn images(&self) -> Images<'_> {
         Images { store: self }
+    }
+
+    /// The blobs of registries.
+    #[must_use]
+    pub fn blobs(&self) -> Blobs<'_> {
+        Blobs { store: self }
     }
 
     /// The guest kernels.

@@ -14,6 +14,7 @@
 //! Whoever writes to a volume, or replaces or removes it, has it alone; whoever reads it shares it with others who read.
 //! These are QEMU's own locks (`sys::host_image_lock`), so a VMM that outlived its daemon counts.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -43,13 +44,31 @@ pub struct VolumeRecord {
     /// The copy of a sandbox that it was cloned for, with which it goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_for: Option<SandboxId>,
+    /// When it is backed up by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<BackupSchedule>,
+}
+
+/// When a volume is backed up by itself, and what became of it last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupSchedule {
+    /// Minute, hour, day of the month, month, day of the week, as crontab(5) writes them; UTC.
+    pub cron: String,
+    /// How many backups are kept.
+    pub keep: u32,
+    /// Since when this is wanted, or when it was done last.
+    pub since: Timestamp,
+    /// Why the last one did not come to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
 }
 
 impl VolumeRecord {
     /// The record of a volume that is made now and goes with nobody.
     #[must_use]
     pub fn new(owner: Owner, name: VolumeName) -> Self {
-        Self { name, owner, created_at: Timestamp::now(), made_for: None }
+        Self { name, owner, created_at: Timestamp::now(), made_for: None, schedule: None }
     }
 }
 
@@ -116,7 +135,8 @@ impl Volumes<'_> {
             names => names?,
         };
         let names = names.iter().filter_map(|name| name.strip_suffix(".ext4")?.parse::<VolumeName>().ok());
-        Ok(names.map(|name| (name.clone(), self.open(owner, &name))).collect())
+        let names: BTreeSet<VolumeName> = names.collect();
+        Ok(names.into_iter().map(|name| (name.clone(), self.open(owner, &name))).collect())
     }
 
     /// Whether there is a file of that name, readable or not.
@@ -219,6 +239,20 @@ impl Volumes<'_> {
         self.write_record(&VolumeRecord { made_for: None, ..volume.record })
     }
 
+    /// Notes when a volume is to be backed up by itself, or that it is not.
+    ///
+    /// # Errors
+    /// `NotFound`, `NoSpace`, or what the system says.
+    pub fn set_schedule(
+        &self,
+        owner: &Owner,
+        name: &VolumeName,
+        schedule: Option<BackupSchedule>,
+    ) -> Result<()> {
+        let volume = self.open(owner, name)?;
+        self.write_record(&VolumeRecord { schedule, ..volume.record })
+    }
+
     pub(crate) fn write_record(&self, record: &VolumeRecord) -> Result<()> {
         let path = self.store.layout().volume_record(&record.owner, &record.name);
         durable::replace(&path, &record::encode(FORMAT, record), 0o600)
@@ -294,6 +328,14 @@ impl StagedVolume {
         crate::clone::clone_into(&source, self.staged.file(), self.path())
     }
 
+    /// Writes what it has so far to the disk.
+    ///
+    /// # Errors
+    /// `NoSpace`, or what the system says.
+    pub fn sync(&self) -> Result<()> {
+        durable::sync(self.staged.file(), self.path())
+    }
+
     /// Shares the extents of `from`; `false`, and it is as before, where the filesystem cannot.
     ///
     /// # Errors
@@ -358,6 +400,12 @@ pub fn snapshot_volume(name: &VolumeName) -> String {
 }
 
 impl Store {
+    /// Where backups go when nothing else is said. Made by whoever puts them there.
+    #[must_use]
+    pub fn backups_dir(&self) -> PathBuf {
+        self.layout().root.join("backups")
+    }
+
     /// The volumes.
     #[must_use]
     pub fn volumes(&self) -> Volumes<'_> {
@@ -426,6 +474,7 @@ mod tests {
             name: "data".parse().unwrap(),
             owner: Owner::admin(),
             created_at: Timestamp(1_700_000_000_123),
+            schedule: None,
             made_for: Some("0123456789abcdef".parse().unwrap()),
         };
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/volume-1.json");

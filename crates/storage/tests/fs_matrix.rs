@@ -56,7 +56,7 @@ fn an_image_is_named_by_its_content_and_a_name_can_move_on() {
     }
     assert_eq!(
         tree(&bench.root.join("images")),
-        ["objects", "rootfs-minimal-amd64.ext4", "rootfs-minimal-amd64.json"]
+        ["blobs", "objects", "rootfs-minimal-amd64.ext4", "rootfs-minimal-amd64.json"]
     );
     assert_eq!(tree(&bench.root.join("images/objects")).len(), 2);
 

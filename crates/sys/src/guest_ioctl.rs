@@ -13,11 +13,6 @@ const RNDRESEEDCRNG: Opcode = opcode::none(b'R', 0x07);
 const BLKFLSBUF: Opcode = opcode::none(0x12, 97);
 /// `fs/ext4/ext4.h` (since 6.9 `include/uapi/linux/ext4.h`): `_IOW('f', 16, __u64)`.
 const EXT4_IOC_RESIZE_FS: Opcode = opcode::write::<u64>(b'f', 16);
-/// `include/uapi/linux/fs.h`: `_IOWR('X', 119, int)`; the number is all that counts, nothing is read or written.
-const FIFREEZE: Opcode = opcode::read_write::<i32>(b'X', 119);
-/// `include/uapi/linux/fs.h`: `_IOWR('X', 120, int)`, the same.
-const FITHAW: Opcode = opcode::read_write::<i32>(b'X', 120);
-
 /// `include/uapi/linux/sockios.h`.
 const SIOCSIFFLAGS: Opcode = 0x8914;
 /// `include/uapi/linux/if.h`.
@@ -27,7 +22,6 @@ const _: () = assert!(RNDADDENTROPY == 0x4008_5203);
 const _: () = assert!(RNDRESEEDCRNG == 0x5207);
 const _: () = assert!(BLKFLSBUF == 0x1261);
 const _: () = assert!(EXT4_IOC_RESIZE_FS == 0x4008_6610);
-const _: () = assert!(FIFREEZE == 0xc004_5877 && FITHAW == 0xc004_5878);
 
 /// `struct rand_pool_info` with its variable part made fixed.
 #[repr(C)]
@@ -62,20 +56,6 @@ pub fn flush_block_buffers(device: impl AsFd) -> io::Result<()> {
 pub fn resize_ext4(directory: impl AsFd, blocks: u64) -> io::Result<()> {
     // SAFETY: EXT4_IOC_RESIZE_FS reads one u64, which lives through the call; other file systems refuse the number.
     unsafe { ioctl(directory, Setter::<EXT4_IOC_RESIZE_FS, u64>::new(blocks)) }?;
-    Ok(())
-}
-
-/// Writes the file system of which `directory` is one out and holds all writes to it.
-pub fn freeze(directory: impl AsFd) -> io::Result<()> {
-    // SAFETY: FIFREEZE ignores its argument (`ioctl_fsfreeze` in fs/ioctl.c).
-    unsafe { ioctl(directory, NoArg::<FIFREEZE>::new()) }?;
-    Ok(())
-}
-
-/// Lets writes to a frozen file system go on.
-pub fn thaw(directory: impl AsFd) -> io::Result<()> {
-    // SAFETY: FITHAW ignores its argument (`ioctl_fsthaw` in fs/ioctl.c).
-    unsafe { ioctl(directory, NoArg::<FITHAW>::new()) }?;
     Ok(())
 }
 

@@ -13,6 +13,8 @@ pub struct Daemon {
     child: Child,
     /// `http://127.0.0.1:PORT`.
     pub url: String,
+    /// The same for what is published, where that is served.
+    pub published: Option<String>,
 }
 
 impl Daemon {
@@ -29,19 +31,22 @@ impl Daemon {
             .spawn()
             .expect("bhatti serve runs");
         let stdout = child.stdout.take().expect("its standard output");
-        let mut lines = BufReader::new(stdout).lines();
-        let ready = lines.find_map(|line| line.ok().filter(|line| line.contains("ready on ")));
+        let address =
+            |line: &str| line.split_whitespace().find(|word| word.starts_with("http://")).map(str::to_owned);
+        let (mut ready, mut published) = (None, None);
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if line.contains("ready on ") {
+                ready = Some(line);
+                break;
+            }
+            published = address(&line);
+        }
         let Some(ready) = ready else {
             let status = child.wait().expect("serve ended");
             let log = std::fs::read_to_string(data_dir.join("serve.log")).unwrap_or_default();
             panic!("bhatti serve ended with {status}: {log}");
         };
-        let url = ready
-            .split_whitespace()
-            .find(|word| word.starts_with("http://"))
-            .expect("its address")
-            .to_owned();
-        Self { child, url }
+        Self { child, url: address(&ready).expect("its address"), published }
     }
 
     /// Its process id.

@@ -11,6 +11,7 @@ mod host;
 mod http;
 mod small;
 mod terminal;
+mod tier;
 
 pub use daemon::Daemon;
 pub use host::{Outcome, TestHost};

@@ -94,6 +94,20 @@ hex_id!(
     32
 );
 
+hex_id!(
+    /// A task's id: 16 hex digits, random, never used again.
+    TaskId,
+    16
+);
+
+impl TaskId {
+    /// A fresh id from the kernel's random generator.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(random_hex::<8>())
+    }
+}
+
 impl SandboxId {
     /// A fresh id from the kernel's random generator.
     #[must_use]

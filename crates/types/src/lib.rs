@@ -4,6 +4,7 @@
 //! receive or store them.
 
 mod id;
+mod image_config;
 mod name;
 mod rule;
 mod spec;
@@ -11,8 +12,9 @@ mod time;
 mod unit;
 mod volume;
 
-pub use id::{ContentId, IdError, LayerId, Nonce, SandboxId};
-pub use name::{ImageName, NameError, Owner, SandboxName, SnapshotName, VolumeName};
+pub use id::{ContentId, IdError, LayerId, Nonce, SandboxId, TaskId};
+pub use image_config::{CommandDefaults, ImageConfig};
+pub use name::{Alias, ImageName, NameError, Owner, SandboxName, SnapshotName, VolumeName};
 pub use rule::{After, ThermalRule, ThermalTimes};
 pub use spec::{
     Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, SandboxSpec, SpecLimits, StorageLayout,

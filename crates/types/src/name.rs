@@ -113,6 +113,11 @@ label!(
     "volume name"
 );
 label!(
+    /// A name under which a port of a sandbox is published.
+    Alias,
+    "alias"
+);
+label!(
     /// Whose a thing is.
     Owner,
     "owner"
@@ -148,6 +153,47 @@ impl FromStr for VolumeName {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         check_label("volume name", text).map(|()| Self(text.to_owned()))
+    }
+}
+
+/// Aliases that nobody gets: what people take for the site itself.
+const RESERVED: [&str; 16] = [
+    "admin",
+    "api",
+    "app",
+    "auth",
+    "bhatti",
+    "dashboard",
+    "ftp",
+    "health",
+    "localhost",
+    "login",
+    "mail",
+    "metrics",
+    "ns",
+    "root",
+    "status",
+    "www",
+];
+
+impl Alias {
+    /// One that cannot be guessed: 128 random bits in hex.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(crate::Nonce::random().as_str().to_owned())
+    }
+
+    /// Whether nobody may have it.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
+        RESERVED.contains(&self.0.as_str())
+    }
+}
+
+impl FromStr for Alias {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        check_label("alias", text).map(|()| Self(text.to_owned()))
     }
 }
 

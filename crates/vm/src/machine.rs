@@ -189,19 +189,11 @@ impl Machine {
         Ok(Some(machine))
     }
 
-    fn new(
-        sockets: ProcFdPath,
-        process: Pidfd,
-        gone: watch::Receiver<bool>,
-        qmp: Qmp,
-        base: Base,
-    ) -> Self {
+    fn new(sockets: ProcFdPath, process: Pidfd, gone: watch::Receiver<bool>, qmp: Qmp, base: Base) -> Self {
         let (disk, console) = (Turns::default(), tokio::sync::Mutex::default());
         // By its descriptor: a directory may be given another name while a machine runs in it.
         let dir = sockets.path_of("");
-        Self {
-            inner: Arc::new(Inner { dir, sockets, process, gone, qmp, base, disk, console }),
-        }
+        Self { inner: Arc::new(Inner { dir, sockets, process, gone, qmp, base, disk, console }) }
     }
 
     /// The VMM's process id.

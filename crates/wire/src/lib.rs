@@ -35,12 +35,12 @@ mod scan;
 pub use codec::{DataFrame, Decoder, WireError, encode};
 pub use hex::Hex;
 pub use message::{
-    Attach, AttachFailed, ErrorCode, ExitStatus, Failure, Frame, Identity, InlineConfig, Message, Started,
-    Welcome, WindowSize,
+    Attach, AttachFailed, CommandDefaults, ErrorCode, ExitStatus, Failure, Frame, Identity, InlineConfig,
+    Message, Started, Welcome, WindowSize,
 };
 pub use request::{
-    Exec, FileKind, FileList, FileRead, FileStat, FileWrite, Info, LineRange, ReadSummary, Reply, Request,
-    Session, SessionInfo, SessionKind, StatRequest, Tty, VolumeGrowth, VolumeMount,
+    Connect, Exec, FileKind, FileList, FileRead, FileStat, FileWrite, Info, LineRange, Listener, ReadSummary,
+    Reply, Request, Session, SessionInfo, SessionKind, StatRequest, Tty, VolumeGrowth, VolumeMount,
 };
 pub use scan::Scanner;
 
@@ -72,8 +72,8 @@ pub const MAX_MESSAGE: usize = 1024 * 1024;
 /// Data bytes that may be under way on one stream in one direction without credit.
 pub const WINDOW: u32 = 256 * 1024;
 
-/// How long the agent holds the writes to a volume at most, in milliseconds of the guest's time.
-pub const FREEZE_LIMIT_MS: u64 = 5_000;
+/// How many listeners are told of at most.
+pub const MAX_LISTENERS: usize = 1024;
 
 /// How many stale bytes the host skips at most while it looks for [`WELCOME_MAGIC`]. An agent that was stopped in the
 /// middle of talking may have that many for an earlier host: 128 buffers of 32 KiB in the port's queue, and behind

@@ -33,7 +33,7 @@ pub enum Message {
     Open(Box<Request>),
     /// host: bytes for stdin, a terminal, or a file.
     Data(Vec<u8>),
-    /// host: no more `Data`.
+    /// host: no more `Data`. guest, on a connection: no more `Stdout`, and `Data` may go on.
     Eof,
     /// both: this many more data bytes may be sent.
     Credit(u32),
@@ -112,6 +112,30 @@ pub struct InlineConfig {
     /// The command to run as the session `init`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
+    /// What the sandbox's image wants.
+    #[serde(default, skip_serializing_if = "CommandDefaults::is_empty")]
+    pub defaults: CommandDefaults,
+}
+
+/// What commands get that say nothing themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandDefaults {
+    /// The working directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// The user, perhaps with `:` and a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Program and arguments of the session `init`, where [`InlineConfig::init`] has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub init: Vec<String>,
+}
+
+impl CommandDefaults {
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The agent's first message.
@@ -227,6 +251,12 @@ pub enum ErrorCode {
     BadRequest,
     /// Somebody uses it.
     Busy,
+    /// Nobody listens there.
+    NotListening,
+    /// It did not answer in time.
+    TimedOut,
+    /// A file system whose journal is to be played back first, which takes a disk that can be written.
+    Unclean,
     /// Too many streams or sessions at once.
     TooMany,
     /// Anything else, and what a newer agent may invent.
@@ -249,6 +279,9 @@ impl ErrorCode {
             | ErrorCode::NoSuchUser
             | ErrorCode::BadRequest
             | ErrorCode::Busy
+            | ErrorCode::NotListening
+            | ErrorCode::TimedOut
+            | ErrorCode::Unclean
             | ErrorCode::TooMany
             | ErrorCode::Io => None,
         }

@@ -1,6 +1,7 @@
 //! What the host asks of the guest, and the answers that are not a process's output.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -35,13 +36,39 @@ pub enum Request {
     Unmount(VolumeMount),
     /// Let a mounted volume's file system grow to its disk: `Reply(Done)`.
     GrowVolume(VolumeGrowth),
-    /// Write a volume's file system out and hold all writes to it until `Thaw`, the end of the session or
-    /// [`crate::FREEZE_LIMIT_MS`], whichever comes first: `Reply(Done)`.
-    Freeze(VolumeMount),
-    /// Let writes go on: `Reply(Done)`. `bad_request` when they went on already.
-    Thaw(VolumeMount),
+    /// Connect to a TCP port of the guest's loopback: `Started` (with pid 0) once it is connected, what comes from there
+    /// as `Stdout`, `Eof` when no more will, and `Reply(Done)` when both directions have ended. What the host sends as
+    /// `Data` goes there, up to `Eof`.
+    Connect(Connect),
+    /// What listens for TCP connections: `Reply(Ports)`.
+    Ports,
+    /// Play back the journal of a file system whose disk was plugged in, a clone's, by mounting it for a moment out of
+    /// sight; the path is not used: `Reply(Done)`.
+    Settle(VolumeMount),
     /// `Reply(Done)` at once, then an orderly end of everything and of the guest.
     Poweroff,
+}
+
+/// Where to connect to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connect {
+    /// The port on 127.0.0.1, or else on `::1`.
+    pub port: u16,
+}
+
+/// Something that listens for TCP connections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// The port.
+    pub port: u16,
+    /// The address that it listens on.
+    pub address: IpAddr,
+    /// Who listens, where that could be found out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// That process's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<String>,
 }
 
 /// A volume in the guest.
@@ -301,4 +328,6 @@ pub enum Reply {
     Listed(u64),
     /// How the guest is doing.
     Info(Info),
+    /// What listens, at most [`crate::MAX_LISTENERS`] of them.
+    Ports(Vec<Listener>),
 }

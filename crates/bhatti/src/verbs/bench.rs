@@ -21,7 +21,10 @@ pub async fn bench(global: &Global, asked: args::Bench) -> Result<u8> {
         BenchSuite::Exec => vec![Suite::Exec],
         BenchSuite::Density => vec![Suite::Density],
         BenchSuite::Storage => vec![Suite::Storage],
-        BenchSuite::All => vec![Suite::Life, Suite::Exec, Suite::Density, Suite::Storage],
+        BenchSuite::Images => vec![Suite::Images],
+        BenchSuite::All => {
+            vec![Suite::Life, Suite::Exec, Suite::Density, Suite::Images, Suite::Storage]
+        }
     };
     let on = |filesystem: &BenchFilesystem| match filesystem {
         BenchFilesystem::Here => Filesystem::Here,

@@ -83,7 +83,7 @@ async fn write(client: &Client, json: bool, asked: FileWrite) -> Result<u8> {
 }
 
 /// The bytes of a local file or of stdin, read on a thread of its own a few chunks ahead.
-fn source(local: Option<&Path>) -> Result<Body> {
+pub fn source(local: Option<&Path>) -> Result<Body> {
     let (mut from, what): (Box<dyn std::io::Read + Send>, String) = match local {
         Some(path) => {
             let failed = |error| Failure::io(path.display(), &error);

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 use types::{Timestamp, VolumeName};
 
+use super::backups;
 use super::lifecycle::{Several, confirmed};
 use crate::args::{self, Volume};
 use crate::client::{Client, encode};
@@ -67,11 +68,17 @@ pub async fn volume(client: &Client, json: bool, asked: Volume) -> Result<u8> {
             tell(json, &made?, cloned);
             Ok(0)
         }
+        Volume::Backup(asked) => backups::backup(client, json, asked).await,
+        Volume::Backups(asked) => backups::list(client, json, asked).await,
+        Volume::Restore(asked) => backups::restore(client, json, asked).await,
+        Volume::BackupDelete(asked) => backups::delete(client, json, asked).await,
+        Volume::BackupPrune(asked) => backups::prune(client, json, asked).await,
+        Volume::Schedule(asked) => backups::schedule(client, json, asked).await,
         Volume::Delete(asked) => delete(client, json, asked).await,
     }
 }
 
-fn path(volume: &VolumeName) -> String {
+pub(super) fn path(volume: &VolumeName) -> String {
     format!("/volumes/{}", encode(volume.as_str()))
 }
 
@@ -86,7 +93,7 @@ fn took(reply: &api::VolumeReply) -> String {
 fn cloned(reply: &api::VolumeReply) -> String {
     let way = reply.clone.as_deref().unwrap_or("copy");
     let stall =
-        reply.stall_ms.map(|ms| format!(", the guest's writes were held for {}", table::milliseconds(ms)));
+        reply.stall_ms.map(|ms| format!(", the guest's writes waited for {}", table::milliseconds(ms)));
     format!(
         "volume {} is ready{}: cloned by {way}{}",
         reply.volume.name,
@@ -170,6 +177,12 @@ async fn inspect(client: &Client, json: bool, asked: args::VolumeWhich) -> Resul
     if let Some(id) = volume.made_for {
         lines.push(("goes with", format!("sandbox {id}, unless it is detached before")));
     }
+    if let Some(schedule) = volume.schedule {
+        lines.push(("backed up", backups::scheduled(&schedule)));
+        if let Some(error) = schedule.last_error {
+            lines.push(("last backup", format!("failed: {error}")));
+        }
+    }
     for (what, value) in lines {
         output::line(format!("{:<12} {value}", format!("{what}:")));
     }
@@ -211,6 +224,7 @@ mod tests {
                 created_at: "2025-01-01T00:00:00.000Z".into(),
                 attached_to: Vec::new(),
                 made_for: None,
+                schedule: None,
             },
             changed: true,
             clone: Some("reflink".into()),
@@ -218,7 +232,7 @@ mod tests {
             timings_ms: [("total".to_owned(), 81.0)].into(),
             warnings: Vec::new(),
         };
-        let told = "volume copy is ready in 81 ms: cloned by reflink, the guest's writes were held for 12 ms";
+        let told = "volume copy is ready in 81 ms: cloned by reflink, the guest's writes waited for 12 ms";
         assert_eq!(cloned(&reply), told);
         reply.stall_ms = None;
         assert_eq!(cloned(&reply), "volume copy is ready in 81 ms: cloned by reflink");

@@ -170,3 +170,28 @@ fn a_value_that_no_type_accepts_is_damage() {
     index.connection.execute_batch("UPDATE sandboxes SET id = '../../etc'").unwrap();
     assert_eq!(index.all_sandboxes().unwrap_err().kind(), ErrorKind::Corrupt);
 }
+
+#[test]
+fn what_is_published_survives_a_reopen_and_a_rebuild_and_goes_with_its_sandbox() {
+    let (dir, mut index) = fresh();
+    let (a, b) = (row("admin", "a"), row("admin", "b"));
+    let publication = |alias: &str, sandbox: &SandboxRow| PublicationRow {
+        alias: alias.parse().unwrap(),
+        owner: sandbox.owner.clone(),
+        sandbox_id: sandbox.id.clone(),
+        port: 8080,
+        created_at: Timestamp(7),
+    };
+    index.replace_all(&[a.clone(), b.clone()]).unwrap();
+    index.put_publication(&publication("one", &a)).unwrap();
+    index.put_publication(&publication("two", &b)).unwrap();
+    assert_eq!(index.put_publication(&publication("one", &b)).unwrap_err().kind(), ErrorKind::Conflict);
+    index.replace_all(&[a.clone(), b.clone()]).unwrap();
+    drop(index);
+    let mut index = Index::open(&dir.path().join("bhatti.db")).unwrap();
+    assert_eq!(index.all_publications().unwrap(), [publication("one", &a), publication("two", &b)]);
+    index.remove_sandbox(&a.id).unwrap();
+    assert_eq!(index.all_publications().unwrap(), [publication("two", &b)]);
+    assert!(index.remove_publication(&"two".parse().unwrap()).unwrap());
+    assert!(!index.remove_publication(&"two".parse().unwrap()).unwrap());
+}

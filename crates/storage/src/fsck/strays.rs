@@ -46,8 +46,9 @@ impl Check<'_> {
     pub(super) fn foreign(&mut self) -> Result<()> {
         let layout = self.store.layout();
         let mut found: Vec<PathBuf> = Vec::new();
-        let known: [(PathBuf, IsKnown); 7] = [
-            (layout.images(), |name| name == "objects" || name.starts_with("rootfs-")),
+        let known: [(PathBuf, IsKnown); 8] = [
+            (layout.images(), |name| matches!(name, "objects" | "blobs") || name.starts_with("rootfs-")),
+            (layout.blobs(), crate::blob::is_blob_name),
             (layout.objects(), |name| gc::id_of(name, ".ext4").is_some()),
             (layout.kernel(), |name| name.ends_with(".json") || name.parse::<ContentId>().is_ok()),
             (layout.templates(), |name| name == "zero" || name.parse::<ContentId>().is_ok()),
@@ -138,13 +139,15 @@ impl Check<'_> {
         let plan = self.store.gc_plan(self.company)?;
         let goes = plan.items.into_iter().map(|item| (item, "`bhatti gc` removes it"));
         let stays = plan.kept.into_iter().map(|item| (item, ""));
-        for (item, way_out) in goes.chain(stays).filter(|(item, _)| item.kind != GcKind::Leftover) {
+        for (item, way_out) in
+            goes.chain(stays).filter(|(item, _)| !matches!(item.kind, GcKind::Leftover | GcKind::Blob))
+        {
             let subject = match item.kind {
                 GcKind::Layer => Subject::Layer(item.name),
                 GcKind::RamBase => Subject::RamBase(item.name),
                 GcKind::Image => Subject::Image(item.name),
                 GcKind::Kernel => Subject::Kernel(item.name),
-                GcKind::Template | GcKind::Leftover => match item.name.parse() {
+                GcKind::Template | GcKind::Blob | GcKind::Leftover => match item.name.parse() {
                     Ok(key) => Subject::Template(key),
                     Err(_) => Subject::Stray(item.name),
                 },

@@ -36,6 +36,7 @@ pub(super) fn plan(store: &Store, held: &Held, company: &Company, setting_up: bo
     judge.layers(&wanted)?;
     judge.bases(&wanted)?;
     judge.images_kernels_templates(wanted)?;
+    judge.blobs()?;
     judge.leftovers()?;
     judge.plan.unreadable = judge.manifests;
     judge.plan.unreadable.append(&mut judge.records);
@@ -177,6 +178,16 @@ impl Judge<'_> {
         Ok(())
     }
 
+    fn blobs(&mut self) -> Result<()> {
+        let dir = self.store.layout().blobs();
+        for name in self.store.names_in(&dir)?.into_iter().filter(|name| crate::blob::is_blob_name(name)) {
+            let path = dir.join(&name);
+            let why = "it is a download that was kept to be used again";
+            self.garbage(GcKind::Blob, What::Blob, name, path, why)?;
+        }
+        Ok(())
+    }
+
     fn leftovers(&mut self) -> Result<()> {
         for leftover in self.store.reconcile_plan()? {
             if !leftover.will_be_removed() || matches!(leftover.kind, LeftoverKind::HalfFrozen(_)) {
@@ -209,6 +220,8 @@ impl Judge<'_> {
         let set_up = matches!(kind, GcKind::Template | GcKind::Image | GcKind::Kernel);
         let stays = if kind == GcKind::Leftover {
             None
+        } else if kind == GcKind::Blob {
+            crate::blob::is_in_use(&path)?.then(|| "a pull is at it".to_owned())
         } else if !self.manifests.is_empty() {
             Some("a manifest that cannot be read may name it".to_owned())
         } else if set_up && !self.records.is_empty() {

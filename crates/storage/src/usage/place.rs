@@ -59,7 +59,9 @@ pub(crate) fn place(path: &Path, is_dir: bool) -> Place {
             object(UsageKind::Staging, 3)
         }
         ["images", "objects", _, ..] => object(UsageKind::Image, 3),
-        ["images", "objects"] if is_dir => structure(),
+        ["images", "objects" | "blobs"] if is_dir => structure(),
+        // Downloads that may be used again belong to no image.
+        ["images", "blobs", _, ..] => object(UsageKind::Staging, 3),
         ["images", _, ..] => object(UsageKind::Image, 2),
         // The record of a layer lies beside it under the same name.
         ["layers", name, ..] => Thing::Object(UsageKind::Layer, Path::new("layers").join(stem(name))),
