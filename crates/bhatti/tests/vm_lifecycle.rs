@@ -252,7 +252,7 @@ fn a_guest_that_powers_off_is_stopped_and_boots_again() {
     let host = TestHost::start(BHATTI);
     host.ok(&["create", "--name", "off"]);
     host.sh("off", "echo kept > ~/kept");
-    let events = host.follow_events();
+    let mut events = host.follow_events();
     let _ = host.run(&[
         "exec",
         "off",

@@ -319,7 +319,7 @@ fn a_copy_sleeps_wakes_and_boots_like_any_other_even_when_nothing_it_came_from_i
     assert_eq!(host.sh("third", "cat ~/runs | wc -l"), "1", "its init ran once");
     // Its VMM dies: it boots from its own disk, with its own name, and what its source was created with.
     host.sh("third", "sync");
-    let events = host.follow_events();
+    let mut events = host.follow_events();
     crash(&host, "third");
     events.wait_for("sandbox.died");
     assert_eq!(host.sh("third", "cat ~/one ~/two ~/round; echo $FROM_CREATE"), "one\ntwo\n2\nyes");

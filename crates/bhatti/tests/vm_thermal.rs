@@ -51,7 +51,7 @@ fn what_is_idle_is_paused_then_put_to_sleep_and_looking_at_it_wakes_nothing() {
 #[test]
 fn a_command_that_works_longer_than_the_time_limit_is_never_paused() {
     let host =
-        TestHost::start_with(BHATTI, &["--warm-after", "1", "--cold-after", "2", "--thermal-tick", "20"]);
+        TestHost::start_with(BHATTI, &["--warm-after", "1", "--cold-after", "600", "--thermal-tick", "20"]);
     host.ok(&["create", "--name", "long"]);
     // The guest's own clock would show a pause: it counts only while its processor runs.
     let script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1; done; echo done";
@@ -61,16 +61,14 @@ fn a_command_that_works_longer_than_the_time_limit_is_never_paused() {
     assert!(!paused, "paused while a request was in flight");
     // A detached command is work, too, unless it is told otherwise.
     host.ok(&["exec", "long", "--detach", "--", "sh", "-c", "sleep 7; exit 0"]);
-    let events = host.follow_events();
-    events.wait_for("sandbox.paused");
+    host.follow_events().wait_for("sandbox.paused");
     let decided = host.json(&["inspect", "long"])["last_decision"].clone();
     assert_ne!(decided["action"], "stay", "{decided}");
     let sessions = host.json(&["ps", "long"]);
     assert_eq!(sessions[0]["exit_code"], 0, "it was paused only after the command's end: {sessions}");
-    host.ok(&["edit", "long", "--sleep-busy"]);
+    host.ok(&["edit", "long", "--sleep-busy", "--cold-after", "2"]);
     host.ok(&["exec", "long", "--detach", "--", "sleep", "600"]);
-    let stopped = host.follow_events();
-    stopped.wait_for("sandbox.stopped");
+    host.follow_events().wait_for("sandbox.stopped");
     assert_ne!(thermal(&host, "long"), "hot");
 }
 
@@ -79,10 +77,12 @@ fn a_look_every_millisecond_under_twenty_clients_fails_no_request() {
     let args = ["--warm-after", "0", "--cold-after", "never", "--sleep-busy", "--thermal-tick", "1"];
     let host = TestHost::start_with(BHATTI, &args);
     host.ok(&["create", "--name", "busy"]);
-    // Alone, so that it is paused between any two requests.
+    // Alone, so that it is paused after each.
+    let mut events = host.follow_events();
     for round in 0..20 {
         let (status, reply) = exec(&host, "busy", "echo alone");
         assert_eq!((status, reply["stdout"].as_str()), (200, Some("alone\n")), "round {round}: {reply}");
+        events.wait_for("sandbox.paused");
     }
     thread::scope(|scope| {
         for client in 0..20 {
@@ -99,9 +99,6 @@ fn a_look_every_millisecond_under_twenty_clients_fails_no_request() {
             });
         }
     });
-    let events = host.json(&["events"]);
-    let paused = events.as_array().unwrap().iter().filter(|event| event["kind"] == "sandbox.paused").count();
-    assert!(paused >= 10, "it was paused only {paused} times, so this showed nothing");
 }
 
 #[test]

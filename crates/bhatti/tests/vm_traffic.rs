@@ -19,7 +19,8 @@ fn host_with_service(serve_args: &[&str]) -> TestHost {
     let placed = host.run_with_input(&["file", "write", "web", "/tmp/service.pl"], SERVICE);
     assert_eq!(placed.code, 0, "{}", placed.stderr);
     host.ok(&["exec", "web", "--detach", "--", "perl", "/tmp/service.pl", "8000"]);
-    host.sh("web", "until : < /dev/tcp/127.0.0.1/8000; do sleep 0.05; done 2> /dev/null");
+    let listens = "until : < /dev/tcp/127.0.0.1/8000; do sleep 0.05; done 2> /dev/null";
+    host.ok(&["exec", "web", "--", "bash", "-c", listens]);
     host
 }
 

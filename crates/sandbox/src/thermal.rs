@@ -154,6 +154,11 @@ impl Action {
 }
 
 impl Reason {
+    /// Whether the guest works by itself: from its end on the times count.
+    pub(crate) const fn is_work(self) -> bool {
+        matches!(self, Self::Busy(_) | Self::CommandsRun(_))
+    }
+
     /// Whether it is the same but for its numbers: then it is no news.
     pub(crate) fn alike(self, other: Self) -> bool {
         std::mem::discriminant(&self) == std::mem::discriminant(&other)

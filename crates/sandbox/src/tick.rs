@@ -91,6 +91,9 @@ impl Actor {
         } else if decision.reason == Reason::CommandsUnknown {
             decision.action = Action::Stay;
         }
+        if decision.reason.is_work() {
+            self.shared.activity.touch();
+        }
         self.note(decision);
         if let Err(error) = self.carry_out(decision).await {
             self.watch.not_before = Some(Instant::now() + TRY_AGAIN_AFTER);

@@ -45,8 +45,8 @@ pub struct Events {
 }
 
 impl Events {
-    /// Reads on until an event of this kind; the test's own time limit is the only one.
-    pub fn wait_for(mut self, kind: &str) {
+    /// Reads on until the next event of this kind; the test's own time limit is the only one.
+    pub fn wait_for(&mut self, kind: &str) {
         let mut line = String::new();
         while self.lines.read_line(&mut line).expect("its output") > 0 {
             if line.contains(kind) {

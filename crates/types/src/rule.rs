@@ -53,7 +53,7 @@ impl FromStr for After {
             return Ok(Self::NEVER);
         }
         text.parse().map(Self).map_err(|_not_a_number| InvalidSpec {
-            message: format!("{text:?} is no number of seconds"),
+            message: format!("{text:?} is neither a number of seconds nor `never`"),
             hint: "give whole seconds, such as 30, or `never`".to_owned(),
         })
     }

@@ -34,7 +34,7 @@ pub struct ImageWhich {
 
 #[derive(Debug, Args)]
 pub struct ImageBuild {
-    /// Which of the declared images: minimal
+    /// Which of the declared images: minimal, dev, browser, docker or computer
     #[arg(value_name = "TIER")]
     pub tier: String,
     /// Name of the image [default: the tier's]
