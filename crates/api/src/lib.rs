@@ -8,6 +8,7 @@ mod error;
 mod exec;
 mod host;
 mod image;
+mod metrics;
 mod request;
 mod sandbox;
 mod snapshot;
@@ -25,6 +26,7 @@ pub use error::{ErrorBody, ErrorDetail};
 pub use exec::{ExecEvent, ExecRequest, ExecResponse, ShellControl, TtySize};
 pub use host::{Event, Health, Version};
 pub use image::{BuildRequest, ImageConfig, ImageObject, PullRequest, SaveRequest};
+pub use metrics::{MetricBucket, MetricFamily, MetricHistogram, MetricSample, Metrics};
 pub use request::{
     After, AfterWord, CreateRequest, EditRequest, FileSpec, StartRequest, StopRequest, VolumeSpec,
 };

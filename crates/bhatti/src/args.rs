@@ -117,6 +117,8 @@ pub enum Verb {
     Image(Image),
     /// Tell what happened, and what happens
     Events(Events),
+    /// Tell of the host in numbers, as Prometheus reads them
+    Metrics,
     /// Print a completion script for a shell
     Completion(Completion),
     /// Tell the versions of this program and of the daemon

@@ -13,6 +13,7 @@ mod image;
 mod inspect;
 mod lifecycle;
 mod loop_storage;
+mod metrics;
 mod prepare;
 mod snapshot;
 mod task;
@@ -59,6 +60,7 @@ pub async fn run(cli: Cli) -> Result<u8> {
         Verb::File(asked) => file::file(&client()?, json, asked).await,
         Verb::Image(asked) => image::image(&client()?, json, asked).await,
         Verb::Events(asked) => events::events(&client()?, json, asked).await,
+        Verb::Metrics => metrics::metrics(&client()?, json).await,
         Verb::Completion(asked) => completion::completion(asked),
         Verb::Version => version::version(&client()?, json).await,
         Verb::Docs(_) => {

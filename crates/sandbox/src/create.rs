@@ -41,6 +41,7 @@ pub(crate) async fn create(
     let disk_size = disk_size(&spec, &wish)?;
     check_disk_size(services, disk_size)?;
     let (template, found) = template::find_or_make(services, &wish, spec.strict).await?;
+    services.metrics.template(found);
     watch.lap(match found {
         Found::There => "template",
         Found::Made => "template_boot",
@@ -133,6 +134,7 @@ pub(crate) fn actor(
         clone,
         accel: manifest.machine.accel,
         last_transition: None,
+        vmm_pid: None,
     };
     Actor {
         services: Arc::clone(services),

@@ -30,6 +30,7 @@ mod lease;
 mod loop_plan;
 mod loop_setup;
 mod memory;
+mod metrics;
 mod publish;
 mod ram;
 mod registry;
@@ -67,6 +68,7 @@ pub use images::{PullWish, Upload};
 pub use lease::Leased;
 pub use loop_plan::LoopWish;
 pub use loop_setup::{LoopConfig, LoopReport, loop_advice, loop_storage};
+pub use metrics::{Family, Histogram, Sample, SampleValue};
 pub use publish::{Admitted, Publication, PublishLimits};
 pub use remote::{
     BackupId, BackupIdError, Keep, Listed, Progress as BackupProgress, PrunePlan, PruneReport, Summary,

@@ -16,6 +16,7 @@ use crate::backups::{BackupStore, open_store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::memory::{Ledger, Share};
+use crate::metrics::Metrics;
 use crate::relief::Room;
 use crate::standby::Standbys;
 use crate::thermal::ThermalConfig;
@@ -94,6 +95,7 @@ pub(crate) struct Services {
     wakes: Semaphore,
     pub(crate) memory: Arc<Ledger>,
     pub(crate) standbys: Standbys,
+    pub(crate) metrics: Metrics,
     rooms: mpsc::Sender<Room>,
     /// The other end, until the host takes it.
     pub(crate) who_needs_room: Mutex<Option<mpsc::Receiver<Room>>>,
@@ -121,6 +123,7 @@ impl Services {
             wakes: Semaphore::new(config.wakes.get()),
             memory: Ledger::new(config.max_memory),
             standbys: Standbys::default(),
+            metrics: Metrics::default(),
             rooms,
             who_needs_room: Mutex::new(Some(who_needs_room)),
             config,
@@ -148,6 +151,7 @@ impl Services {
 
     /// Waits for a turn to wake, first come first served; for who asked at `asked` not longer than the host allows.
     pub(crate) async fn turn_to_wake(&self, asked: Instant) -> Result<SemaphorePermit<'_>> {
+        let _waits = self.metrics.queued();
         let Ok(turn) = tokio::time::timeout_at(asked + self.config.wake_wait, self.wakes.acquire()).await
         else {
             return Err(Error::new(

@@ -55,6 +55,8 @@ pub struct SandboxView {
     pub accel: Accel,
     /// The last change of state.
     pub last_transition: Option<Transition>,
+    /// The VMM's process id, while there is one.
+    pub vmm_pid: Option<u32>,
 }
 
 /// What was decided about a sandbox by itself: whether it was left alone, paused or put to sleep.
@@ -91,8 +93,8 @@ impl Status {
     }
 }
 
-/// How long each phase of a verb took, in the order they happened. Phases do not overlap, so they add up to the
-/// total but for the time between them.
+/// How long each phase of a verb took, in the order they happened. Each ends where the next begins, so they add up to
+/// the total.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Timings {
     /// Name and duration of each phase.

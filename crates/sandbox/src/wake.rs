@@ -99,7 +99,9 @@ impl Actor {
         self.enter(Happening::Resumed)?;
         self.check_channel().await?;
         watch.lap("attach");
-        Ok((true, watch.finish(), Vec::new()))
+        let timings = watch.finish();
+        self.services.metrics.changed("resume", &timings);
+        Ok((true, timings, Vec::new()))
     }
 
     async fn discard_memory(&mut self) -> Result<()> {

@@ -24,6 +24,7 @@ mod forward;
 mod host;
 mod images;
 mod listen;
+mod metrics;
 mod openapi;
 mod pipe;
 mod publish;

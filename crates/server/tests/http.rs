@@ -57,7 +57,7 @@ async fn refused(router: &Router, request: Request<Body>, status: u16, code: &st
 #[tokio::test]
 async fn tcp_wants_the_key_for_everything_but_health() {
     let (_dir, router) = tcp(true).await;
-    for path in ["/sandboxes", "/version", "/events", "/openapi.json", "/no/such/path"] {
+    for path in ["/sandboxes", "/version", "/metrics", "/events", "/openapi.json", "/no/such/path"] {
         refused(&router, request(Method::GET, path, ""), 401, "unauthorized").await;
         let mut wrong = request(Method::GET, path, "");
         wrong.headers_mut().insert(header::AUTHORIZATION, "Bearer bht_other".parse().unwrap());
