@@ -11,6 +11,7 @@ mod image;
 mod metrics;
 mod request;
 mod sandbox;
+mod secret;
 mod snapshot;
 mod task;
 mod traffic;
@@ -31,6 +32,7 @@ pub use request::{
     After, AfterWord, CreateRequest, EditRequest, FileSpec, StartRequest, StopRequest, VolumeSpec,
 };
 pub use sandbox::{FileEntry, FileStat, LastDecision, LastTransition, Sandbox, SandboxReply, Session};
+pub use secret::{Secret, SecretRequest};
 pub use snapshot::{ForkReply, ForkRequest, ResumeRequest, Snapshot, SnapshotReply, SnapshotRequest};
 pub use task::{Task, TaskProgress};
 pub use traffic::{Port, Publication, PublishRequest};

@@ -15,6 +15,7 @@ mod lifecycle;
 mod loop_storage;
 mod metrics;
 mod prepare;
+mod secret;
 mod snapshot;
 mod task;
 mod traffic;
@@ -54,6 +55,7 @@ pub async fn run(cli: Cli) -> Result<u8> {
         Verb::Forward(asked) => traffic::forward(client()?, json, asked).await,
         Verb::Publish(asked) => traffic::publish(&client()?, json, asked).await,
         Verb::Unpublish(asked) => traffic::unpublish(&client()?, json, asked).await,
+        Verb::Secret(asked) => secret::secret(&client()?, json, asked).await,
         Verb::Du(asked) => du::du(&global, asked).await,
         Verb::Fsck(asked) => upkeep::fsck(&global, asked).await,
         Verb::Gc(asked) => upkeep::gc(&global, asked).await,

@@ -455,6 +455,7 @@ impl Actor {
             last_decision: self.watch.last_decision(),
             labels: manifest.labels.clone(),
             volumes: if self.state == State::Gone { Vec::new() } else { volumes_of(manifest) },
+            secrets: manifest.secrets.clone(),
             created_at: manifest.created_at,
             last_active_at: self.shared.activity.last_active(),
             generation: manifest.generation,

@@ -127,6 +127,7 @@ pub(crate) fn actor(
         last_decision: None,
         labels: manifest.labels.clone(),
         volumes: crate::actor::volumes_of(&manifest),
+        secrets: manifest.secrets.clone(),
         created_at: manifest.created_at,
         last_active_at: activity.last_active(),
         generation: manifest.generation,
@@ -254,6 +255,7 @@ pub(crate) fn manifest(
         layers: Vec::new(),
         ram_base: template.ram_base(),
         volumes: Vec::new(),
+        secrets: spec.secrets.clone(),
         machine: template.spec.machine.clone(),
         memory: None,
     };

@@ -37,6 +37,7 @@ mod registry;
 mod relief;
 mod reopen;
 mod schedule;
+mod secrets;
 mod services;
 mod setup;
 mod sleep;
@@ -73,6 +74,7 @@ pub use publish::{Admitted, Publication, PublishLimits};
 pub use remote::{
     BackupId, BackupIdError, Keep, Listed, Progress as BackupProgress, PrunePlan, PruneReport, Summary,
 };
+pub use secrets::{SecretView, SecretsKeyText};
 pub use services::HostConfig;
 pub use setup::{SetupConfig, SetupReport, SetupStep, setup};
 pub use snapshots::{Fork, Resume, SnapshotWish};

@@ -18,6 +18,7 @@ use crate::events::Events;
 use crate::memory::{Ledger, Share};
 use crate::metrics::Metrics;
 use crate::relief::Room;
+use crate::secrets::{SecretsKey, SecretsKeyText};
 use crate::standby::Standbys;
 use crate::thermal::ThermalConfig;
 
@@ -50,6 +51,8 @@ pub struct HostConfig {
     pub publish: crate::publish::PublishLimits,
     /// Where backups of volumes go, by URL; `backups/` in the data directory when missing.
     pub backup_to: Option<String>,
+    /// The key that secrets are sealed to (`AGE-SECRET-KEY-1...`); that of the data directory when missing.
+    pub secrets_key: Option<SecretsKeyText>,
 }
 
 impl HostConfig {
@@ -70,6 +73,7 @@ impl HostConfig {
             proc: PathBuf::from("/proc"),
             publish: crate::publish::PublishLimits::default(),
             backup_to: None,
+            secrets_key: None,
         }
     }
 }
@@ -102,6 +106,7 @@ pub(crate) struct Services {
     index: Arc<Mutex<Index>>,
     qemu: OnceCell<Qemu>,
     backups: OnceCell<remote::Store>,
+    pub(crate) secrets_key: OnceCell<SecretsKey>,
 }
 
 impl Services {
@@ -136,6 +141,7 @@ impl Services {
             index,
             qemu: OnceCell::new(),
             backups: OnceCell::new(),
+            secrets_key: OnceCell::new(),
         }))
     }
 

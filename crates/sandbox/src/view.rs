@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use types::{
-    Accel, Boot, Bytes, CloneMethod, ImageName, Labels, Mebibytes, Owner, SandboxId, SandboxName,
+    Accel, Boot, Bytes, CloneMethod, ImageName, Labels, Mebibytes, Owner, SandboxId, SandboxName, SecretName,
     SnapshotName, Thermal, ThermalRule, ThermalTimes, Timestamp, VolumeMount,
 };
 
@@ -41,6 +41,8 @@ pub struct SandboxView {
     pub labels: Labels,
     /// Its volumes, in the order of their ports.
     pub volumes: Vec<VolumeMount>,
+    /// The secrets that its guest is told.
+    pub secrets: Vec<SecretName>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it was last used.

@@ -31,6 +31,7 @@ mod publish;
 mod refusal;
 mod router;
 mod sandboxes;
+mod secrets;
 mod shell;
 mod snapshots;
 mod stream;

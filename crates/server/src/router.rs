@@ -15,8 +15,8 @@ use crate::auth::{AdminKey, TcpRules, tcp_door, unix_door};
 use crate::metrics::{Requests, count};
 use crate::publish::Site;
 use crate::{
-    backups, events, exec, files, host, images, metrics, publish, sandboxes, shell, snapshots, tasks,
-    traffic, upkeep, usage, volumes,
+    backups, events, exec, files, host, images, metrics, publish, sandboxes, secrets, shell, snapshots,
+    tasks, traffic, upkeep, usage, volumes,
 };
 
 /// What every route has at hand.
@@ -132,6 +132,8 @@ pub(crate) fn with_state(app: App, door: Door) -> Router {
             "/sandboxes/{id}/publish",
             get(publish::of_sandbox).post(publish::publish).delete(publish::unpublish),
         )
+        .route("/secrets", get(secrets::list).post(secrets::set))
+        .route("/secrets/{name}", delete(secrets::delete))
         .route("/published", get(publish::all))
         .route("/sandboxes/{id}/files", get(files::read).head(files::head).put(files::write))
         .fallback(host::not_found)
