@@ -157,6 +157,7 @@ impl Agent {
                     sandbox_id: self.sandbox_id.clone(),
                     warnings,
                     unmounted,
+                    secrets: attach.secrets.is_some(),
                 };
                 self.outbox.push(0, &Message::Welcome(Box::new(welcome)));
                 Next::Go
@@ -194,6 +195,12 @@ impl Agent {
             if let Err(failed) = volumes::mount(volume) {
                 unmounted.push(failed.message);
             }
+        }
+        // Before the init command, which is to find them; a copy never keeps those of its source.
+        match &attach.secrets {
+            Some(secrets) => self.secrets.clone_from(&secrets.0),
+            None if attach.identity.is_some() => self.secrets.clear(),
+            None => {}
         }
         let Some(own) = &attach.identity else { return Ok(()) };
         self.boot_nonce = random_nonce();

@@ -110,7 +110,7 @@ impl Agent {
         Launch {
             argv: Some(&exec.argv),
             env: &exec.env,
-            sandbox_env: &self.environment,
+            sandbox_env: [&self.environment, &self.secrets],
             cwd: exec.cwd.as_deref(),
             user: exec.user.as_deref(),
             defaults: &self.defaults,
@@ -166,7 +166,7 @@ impl Agent {
                 let started = start(&Launch {
                     argv: wanted.argv.as_deref(),
                     env: &wanted.env,
-                    sandbox_env: &self.environment,
+                    sandbox_env: [&self.environment, &self.secrets],
                     cwd: wanted.cwd.as_deref(),
                     user: wanted.user.as_deref(),
                     defaults: &self.defaults,
@@ -191,7 +191,7 @@ impl Agent {
         let started = start(&Launch {
             argv: Some(command),
             env: &BTreeMap::new(),
-            sandbox_env: &self.environment,
+            sandbox_env: [&self.environment, &self.secrets],
             cwd: None,
             user: None,
             defaults: &self.defaults,

@@ -61,6 +61,8 @@ pub struct Agent {
     pub(crate) sandbox_id: Option<String>,
     pub(crate) init_started: bool,
     pub(crate) environment: BTreeMap<String, String>,
+    /// Laid over it; told with each session anew.
+    pub(crate) secrets: BTreeMap<String, String>,
     /// What commands get that say nothing themselves.
     pub(crate) defaults: wire::CommandDefaults,
     pub(crate) power_off: bool,
@@ -92,6 +94,7 @@ impl Agent {
             sandbox_id: None,
             init_started: false,
             environment: BTreeMap::new(),
+            secrets: BTreeMap::new(),
             defaults: wire::CommandDefaults::default(),
             power_off: false,
             root_disk,

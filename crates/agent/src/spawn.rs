@@ -31,8 +31,8 @@ pub struct Launch<'a> {
     pub argv: Option<&'a [String]>,
     /// Laid over everything else.
     pub env: &'a BTreeMap<String, String>,
-    /// The sandbox's own environment.
-    pub sandbox_env: &'a BTreeMap<String, String>,
+    /// The sandbox's own environment, and what is laid over it.
+    pub sandbox_env: [&'a BTreeMap<String, String>; 2],
     /// Working directory; the user's home if not given.
     pub cwd: Option<&'a str>,
     /// Name or number; the default user if not given.
@@ -129,7 +129,8 @@ fn environment(launch: &Launch<'_>, user: &User) -> BTreeMap<String, String> {
     if let Wiring::Terminal(tty) = launch.wiring {
         environment.insert("TERM".to_string(), tty.term.clone());
     }
-    let given = launch.sandbox_env.iter().chain(launch.env).filter(|(name, _)| is_variable(name));
+    let given =
+        launch.sandbox_env.into_iter().flatten().chain(launch.env).filter(|(name, _)| is_variable(name));
     environment.extend(given.map(|(name, value)| (name.clone(), value.clone())));
     environment
 }
@@ -247,7 +248,7 @@ mod tests {
         let launch = Launch {
             argv: None,
             env: &env,
-            sandbox_env: &sandbox_env,
+            sandbox_env: [&sandbox_env, &BTreeMap::new()],
             cwd: None,
             user: None,
             defaults: &defaults,

@@ -8,8 +8,10 @@ mod error;
 mod exec;
 mod host;
 mod image;
+mod metrics;
 mod request;
 mod sandbox;
+mod secret;
 mod snapshot;
 mod task;
 mod traffic;
@@ -25,10 +27,12 @@ pub use error::{ErrorBody, ErrorDetail};
 pub use exec::{ExecEvent, ExecRequest, ExecResponse, ShellControl, TtySize};
 pub use host::{Event, Health, Version};
 pub use image::{BuildRequest, ImageConfig, ImageObject, PullRequest, SaveRequest};
+pub use metrics::{MetricBucket, MetricFamily, MetricHistogram, MetricSample, Metrics};
 pub use request::{
     After, AfterWord, CreateRequest, EditRequest, FileSpec, StartRequest, StopRequest, VolumeSpec,
 };
 pub use sandbox::{FileEntry, FileStat, LastDecision, LastTransition, Sandbox, SandboxReply, Session};
+pub use secret::{Secret, SecretRequest};
 pub use snapshot::{ForkReply, ForkRequest, ResumeRequest, Snapshot, SnapshotReply, SnapshotRequest};
 pub use task::{Task, TaskProgress};
 pub use traffic::{Port, Publication, PublishRequest};

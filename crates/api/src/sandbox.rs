@@ -43,6 +43,9 @@ pub struct Sandbox {
     pub labels: BTreeMap<String, String>,
     /// The volumes that are attached, in the order of their ports.
     pub volumes: Vec<VolumeSpec>,
+    /// The secrets that it is given, by name.
+    #[serde(default)]
+    pub secrets: Vec<String>,
     /// Address in the sandbox network, when there is one.
     pub ip: Option<String>,
     /// RFC 3339.

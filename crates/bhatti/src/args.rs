@@ -1,6 +1,7 @@
 //! What can be typed: every verb and flag, and nothing of what they do.
 
 mod image;
+mod secret;
 mod setup;
 mod snapshot;
 mod traffic;
@@ -10,9 +11,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use types::{After, ImageName, SandboxName};
+use types::{After, ImageName, SandboxName, SecretName};
 
 pub use image::{Image, ImageDelete, ImageImport};
+pub use secret::{Secret, SecretDelete, SecretSet};
 pub use setup::{Setup, Storage};
 pub use snapshot::{Copied, Fork, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotResume, SnapshotWhich};
 pub use traffic::{Forward, Publish, Unpublish};
@@ -103,6 +105,9 @@ pub enum Verb {
     Publish(Publish),
     /// Take back what is published; open connections are cut
     Unpublish(Unpublish),
+    /// Values that sandboxes are given by name, encrypted where they are kept
+    #[command(subcommand)]
+    Secret(Secret),
     /// Tell where the bytes are: apparent, referenced, physical, exclusive
     Du(Du),
     /// Check everything that is stored: manifests, checksums, bases, layers, references
@@ -117,6 +122,8 @@ pub enum Verb {
     Image(Image),
     /// Tell what happened, and what happens
     Events(Events),
+    /// Tell of the host in numbers, as Prometheus reads them
+    Metrics,
     /// Print a completion script for a shell
     Completion(Completion),
     /// Tell the versions of this program and of the daemon
@@ -392,9 +399,9 @@ pub struct Create {
     /// Environment of every command
     #[arg(long, value_name = "K=V")]
     pub env: Vec<Pair>,
-    /// Give it a secret
-    #[arg(long, value_name = "NAME", hide = true)]
-    pub secret: Vec<String>,
+    /// Give it a secret, as a variable of that name in every command
+    #[arg(long, value_name = "NAME")]
+    pub secret: Vec<SecretName>,
     /// Place a file before the first command
     #[arg(long, value_name = "LOCAL:GUEST[:MODE]")]
     pub file: Vec<FileArg>,

@@ -61,7 +61,9 @@ impl Client {
             Some(body) => serde_json::to_vec(body).unwrap_or_default().into(),
             None => Bytes::new(),
         };
-        let response = self.send(method, path, whole(bytes)).await?;
+        let request = self.daemon.request(method, path).header(header::ACCEPT, "application/json");
+        let request = request.body(whole(bytes)).map_err(|error| self.broken(&error))?;
+        let response = self.checked(request).await?;
         let answer = read_answer(response.into_body()).await?;
         serde_json::from_slice(&answer).map_err(|error| {
             Failure::new("protocol", format!("{}: the answer makes no sense: {error}", self.daemon))

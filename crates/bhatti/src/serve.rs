@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sandbox::{Host, HostConfig, PublishLimits, ThermalConfig};
+use sandbox::{Host, HostConfig, PublishLimits, SecretsKeyText, ThermalConfig};
 use server::{AdminKey, Listeners, Published};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -137,7 +137,21 @@ fn config(global: &Global, asked: &Serve) -> Result<HostConfig> {
             wakes: usize::from(asked.publish_wakes),
         },
         backup_to: asked.backup_to.clone(),
+        secrets_key: secrets_key()?,
     })
+}
+
+/// The key of secrets from outside the data directory: the environment, or a credential that systemd passes on.
+fn secrets_key() -> Result<Option<SecretsKeyText>> {
+    if let Ok(text) = std::env::var("BHATTI_SECRETS_KEY") {
+        return Ok(Some(SecretsKeyText(text)));
+    }
+    let Some(dir) = std::env::var_os("CREDENTIALS_DIRECTORY") else { return Ok(None) };
+    match std::fs::read_to_string(Path::new(&dir).join("secrets.key")) {
+        Ok(text) => Ok(Some(SecretsKeyText(text))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::io("the credential secrets.key", &error)),
+    }
 }
 
 /// `bht_` and 43 characters that stand for 32 random bytes.

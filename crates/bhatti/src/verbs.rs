@@ -13,7 +13,9 @@ mod image;
 mod inspect;
 mod lifecycle;
 mod loop_storage;
+mod metrics;
 mod prepare;
+mod secret;
 mod snapshot;
 mod task;
 mod traffic;
@@ -53,12 +55,14 @@ pub async fn run(cli: Cli) -> Result<u8> {
         Verb::Forward(asked) => traffic::forward(client()?, json, asked).await,
         Verb::Publish(asked) => traffic::publish(&client()?, json, asked).await,
         Verb::Unpublish(asked) => traffic::unpublish(&client()?, json, asked).await,
+        Verb::Secret(asked) => secret::secret(&client()?, json, asked).await,
         Verb::Du(asked) => du::du(&global, asked).await,
         Verb::Fsck(asked) => upkeep::fsck(&global, asked).await,
         Verb::Gc(asked) => upkeep::gc(&global, asked).await,
         Verb::File(asked) => file::file(&client()?, json, asked).await,
         Verb::Image(asked) => image::image(&client()?, json, asked).await,
         Verb::Events(asked) => events::events(&client()?, json, asked).await,
+        Verb::Metrics => metrics::metrics(&client()?, json).await,
         Verb::Completion(asked) => completion::completion(asked),
         Verb::Version => version::version(&client()?, json).await,
         Verb::Docs(_) => {

@@ -121,12 +121,3 @@ fn without_a_set_up_the_way_to_it_is_named() {
     host.refused(&["create", "--name", "x"], 1, &["bhatti setup"]);
     assert_eq!(host.json(&["list"]), json!([]));
 }
-
-#[test]
-fn a_feature_of_a_later_release_is_refused_by_name() {
-    let host = TestHost::start(BHATTI);
-    let (status, reply) = host.post("/sandboxes", &json!({"secrets": ["x"]}));
-    assert_eq!(status, 400, "{reply}");
-    assert!(reply["error"]["message"].as_str().unwrap().contains("secrets"), "{reply}");
-    nothing_left(&host);
-}

@@ -29,6 +29,8 @@ pub struct AttachOptions {
     pub grow_root_to: Option<u64>,
     /// Volumes to be mounted before any command of the sandbox runs.
     pub volumes: Vec<VolumeMount>,
+    /// The sandbox's secrets as they are now; `None` leaves those that the guest knows.
+    pub secrets: Option<wire::Secrets>,
     /// When to give up.
     pub deadline: Instant,
 }
@@ -85,6 +87,7 @@ fn hello(options: AttachOptions, nonce: Nonce, entropy: Entropy) -> Result<Vec<u
         identity: options.identity,
         grow_root_to: options.grow_root_to,
         volumes: options.volumes,
+        secrets: options.secrets,
     };
     let mut hello = vec![0; if options.pad { PADDING_LEN } else { 0 }];
     hello.extend_from_slice(&ATTACH_MAGIC);

@@ -18,10 +18,12 @@ mod error;
 mod index;
 mod row;
 mod schema;
+mod secrets;
 mod tasks;
 
 pub use error::{Error, ErrorKind, Result};
 pub use index::{EVENTS_KEPT, Index};
 pub use row::{Event, NewEvent, PublicationRow, SandboxRow};
 pub use schema::SCHEMA_VERSION;
+pub use secrets::SecretRow;
 pub use tasks::{TASKS_KEPT, TaskRow};

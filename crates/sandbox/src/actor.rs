@@ -21,6 +21,7 @@ use crate::capture::Capture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Activity, Lease};
 use crate::memory::Share;
+use crate::metrics;
 use crate::services::{Services, blocking};
 use crate::state::{Happening, State};
 use crate::tick::Watch;
@@ -264,14 +265,17 @@ impl Actor {
                 format!("{} works: {leases} in flight", self.manifest.name),
             ));
         }
-        let watch = Stopwatch::start();
+        let mut watch = Stopwatch::start();
         // What is paused is asked nothing: what it would have said is kept.
         let sessions = self.ask_sessions().await;
         let running = self.running.as_ref().ok_or_else(no_machine)?;
         running.machine.pause().await?;
+        watch.lap("halt");
         self.watch.sessions = sessions;
         self.enter(Happening::Paused)?;
-        Ok(self.report(true, watch.finish(), Vec::new()))
+        let timings = watch.finish();
+        self.services.metrics.changed("pause", &timings);
+        Ok(self.report(true, timings, Vec::new()))
     }
 
     async fn edit(&mut self, edit: Edit) -> Result<SandboxView> {
@@ -399,6 +403,11 @@ impl Actor {
         timings: &Timings,
         bytes: &[(&'static str, types::Bytes)],
     ) {
+        let metrics = &self.services.metrics;
+        metrics.changed(metrics::change(verb, self.boot), timings);
+        for (kind, amount) in bytes {
+            metrics.stopped(kind, *amount);
+        }
         let bytes = bytes.iter().copied().collect();
         self.last_transition =
             Some(Transition { verb, at: Timestamp::now(), timings: timings.clone(), bytes });
@@ -446,6 +455,7 @@ impl Actor {
             last_decision: self.watch.last_decision(),
             labels: manifest.labels.clone(),
             volumes: if self.state == State::Gone { Vec::new() } else { volumes_of(manifest) },
+            secrets: manifest.secrets.clone(),
             created_at: manifest.created_at,
             last_active_at: self.shared.activity.last_active(),
             generation: manifest.generation,
@@ -453,6 +463,7 @@ impl Actor {
             clone: self.clone,
             accel: manifest.machine.accel,
             last_transition: self.last_transition.clone(),
+            vmm_pid: self.running.as_ref().map(|running| running.machine.pid()),
         }
     }
 

@@ -204,13 +204,15 @@ pub(crate) async fn let_go(
         }
         let mounts = if to_be_plugged.is_empty() { Vec::new() } else { attached::mounts_of(manifest) };
         let timeout = services.config.boot_timeout;
-        let greeting = Greeting { identity: Some(start.identity), pad: start.pad, grow: start.grow, mounts };
+        let (secrets, missing) = services.secrets_of(manifest).await?;
+        let identity = Some(start.identity);
+        let greeting = Greeting { identity, pad: start.pad, grow: start.grow, mounts, secrets };
         let (guest, welcome) = launch::attach(&machine, greeting, timeout).await?;
         if let Some(why) = welcome.unmounted.into_iter().next() {
             return Err(Error::new(ErrorKind::GuestRefused, why).hint("attach it elsewhere, or leave it out"));
         }
         watch.lap("attach");
-        Ok((guest, welcome.warnings))
+        Ok((guest, missing.into_iter().chain(welcome.warnings).collect()))
     };
     match going.await {
         Ok((guest, warnings)) => Ok((Running::new(machine, guest, memory), warnings)),

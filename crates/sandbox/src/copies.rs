@@ -212,7 +212,11 @@ pub(crate) async fn make(
     let mut actor = create::actor(services, dir.clone(), manifest.clone(), clone, Timestamp::now());
     let started = match &seed.memory {
         Some(memory) => wake_copy(&mut actor, seed, memory, grow, &mut watch).await,
-        None => actor.ensure_hot(Start::default()).await.map(|(_changed, _timings, warnings)| warnings),
+        None => {
+            let booted = actor.ensure_hot(Start::default()).await;
+            watch.lap("boot");
+            booted.map(|(_changed, _timings, warnings)| warnings)
+        }
     };
     let warnings = match started {
         Ok(warnings) => warnings,

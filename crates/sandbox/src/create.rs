@@ -41,6 +41,7 @@ pub(crate) async fn create(
     let disk_size = disk_size(&spec, &wish)?;
     check_disk_size(services, disk_size)?;
     let (template, found) = template::find_or_make(services, &wish, spec.strict).await?;
+    services.metrics.template(found);
     watch.lap(match found {
         Found::There => "template",
         Found::Made => "template_boot",
@@ -126,6 +127,7 @@ pub(crate) fn actor(
         last_decision: None,
         labels: manifest.labels.clone(),
         volumes: crate::actor::volumes_of(&manifest),
+        secrets: manifest.secrets.clone(),
         created_at: manifest.created_at,
         last_active_at: activity.last_active(),
         generation: manifest.generation,
@@ -133,6 +135,7 @@ pub(crate) fn actor(
         clone,
         accel: manifest.machine.accel,
         last_transition: None,
+        vmm_pid: None,
     };
     Actor {
         services: Arc::clone(services),
@@ -252,6 +255,7 @@ pub(crate) fn manifest(
         layers: Vec::new(),
         ram_base: template.ram_base(),
         volumes: Vec::new(),
+        secrets: spec.secrets.clone(),
         machine: template.spec.machine.clone(),
         memory: None,
     };

@@ -1,5 +1,6 @@
 //! The one channel on which facts come back: kept in the index, and sent to whoever listens.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use meta::{Index, NewEvent};
@@ -17,11 +18,13 @@ const LISTENER_BACKLOG: usize = 1024;
 pub(crate) struct Events {
     index: Arc<Mutex<Index>>,
     listeners: broadcast::Sender<EventView>,
+    /// How many of each kind since the daemon started.
+    counts: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Events {
     pub(crate) fn new(index: Arc<Mutex<Index>>) -> Self {
-        Self { index, listeners: broadcast::Sender::new(LISTENER_BACKLOG) }
+        Self { index, listeners: broadcast::Sender::new(LISTENER_BACKLOG), counts: Mutex::default() }
     }
 
     /// Notes that something happened to a sandbox. A full disk must not fail the verb that already happened, so a
@@ -56,7 +59,13 @@ impl Events {
         });
     }
 
+    /// How many of each kind since the daemon started.
+    pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn note(&self, new: NewEvent) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(new.kind.clone()).or_default() += 1;
         let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         let event = match index.append_event(&new) {
             Ok(event) => event,

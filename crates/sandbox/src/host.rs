@@ -36,6 +36,8 @@ pub(crate) struct Inner {
     pub(crate) names: KeyedLocks<(Owner, SandboxName)>,
     /// One verb on a volume at a time.
     pub(crate) volumes: KeyedLocks<(Owner, VolumeName)>,
+    /// Read by who makes what names secrets, written by who takes one away.
+    pub(crate) secrets: Arc<tokio::sync::RwLock<()>>,
     /// What is published of them.
     pub(crate) publications: crate::publish::Publications,
     /// Cancelled when the daemon ends, for what goes on by itself.
@@ -72,6 +74,7 @@ impl Host {
                 registry: Registry::default(),
                 names: KeyedLocks::default(),
                 volumes: KeyedLocks::default(),
+                secrets: Arc::default(),
                 publications,
                 ending: CancellationToken::new(),
                 owners: TaskTracker::new(),
@@ -153,12 +156,15 @@ impl Host {
         if let Some(entry) = self.inner.registry.by_name(&spec.owner, &spec.name) {
             return existing(&spec, entry.shared.view());
         }
+        // Until its manifest names them, nobody takes them away.
+        let secrets = Arc::clone(&self.inner.secrets).read_owned().await;
+        self.require_secrets(&spec.owner, &spec.secrets).await?;
         let held = self.hold_volumes(&spec.owner, spec.volumes.iter().map(|volume| &volume.name)).await;
         // Made in a task of its own, so that a caller who goes away leaves a whole sandbox or none. The name stays taken
         // for as long as the task works on it.
         let host = self.clone();
         let made = self.inner.owners.spawn(async move {
-            let (_name, _held) = (name, held);
+            let (_name, _held, _secrets) = (name, held, secrets);
             let owner = spec.owner.clone();
             let (provided, mut said) = host.provide_volumes(&owner, &spec.volumes).await?;
             let made = crate::create::create(&host.inner.services, spec).await;
@@ -403,6 +409,7 @@ fn existing(spec: &SandboxSpec, view: SandboxView) -> Result<Report> {
         (view.memory != spec.memory, format!("{} of memory", view.memory)),
         (spec.disk_size.is_some_and(|size| size != view.disk_size), format!("a disk of {}", view.disk_size)),
         (!spec.volumes.iter().all(|volume| view.volumes.contains(volume)), "other volumes".to_owned()),
+        (!spec.secrets.iter().all(|secret| view.secrets.contains(secret)), "other secrets".to_owned()),
     ];
     match differs.into_iter().find(|(differs, _)| *differs) {
         Some((_, has)) => Err(Error::new(

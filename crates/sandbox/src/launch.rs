@@ -135,6 +135,8 @@ pub(crate) struct Greeting {
     pub(crate) grow: Option<Bytes>,
     /// What is to be mounted before anything of the sandbox's own runs.
     pub(crate) mounts: Vec<wire::VolumeMount>,
+    /// The sandbox's secrets as they are now; `None` leaves those that it knows.
+    pub(crate) secrets: Option<wire::Secrets>,
 }
 
 impl Greeting {
@@ -152,15 +154,21 @@ pub(crate) async fn attach(
     timeout: Duration,
 ) -> Result<(Guest, wire::Welcome)> {
     let channel = machine.open_channel().await?;
+    let told = greeting.secrets.is_some();
     let options = AttachOptions {
         pad: greeting.pad,
         identity: greeting.identity,
         grow_root_to: greeting.grow.map(|size| size.0),
         volumes: greeting.mounts,
+        secrets: greeting.secrets,
         deadline: Instant::now() + timeout,
     };
     let why = tokio::select! {
         attached = Guest::attach(channel, options) => match attached {
+            Ok((_, welcome)) if told && !welcome.secrets => {
+                return Err(Error::new(ErrorKind::NotReady, "the agent in this guest is too old for secrets")
+                    .hint("run `bhatti setup`, and create the sandbox anew"));
+            }
             Ok(attached) => return Ok(attached),
             Err(error) if error.kind() == guest::ErrorKind::Timeout => {
                 format!("the guest did not answer within {} s", timeout.as_secs())

@@ -30,12 +30,14 @@ mod lease;
 mod loop_plan;
 mod loop_setup;
 mod memory;
+mod metrics;
 mod publish;
 mod ram;
 mod registry;
 mod relief;
 mod reopen;
 mod schedule;
+mod secrets;
 mod services;
 mod setup;
 mod sleep;
@@ -67,10 +69,12 @@ pub use images::{PullWish, Upload};
 pub use lease::Leased;
 pub use loop_plan::LoopWish;
 pub use loop_setup::{LoopConfig, LoopReport, loop_advice, loop_storage};
+pub use metrics::{Family, Histogram, Sample, SampleValue};
 pub use publish::{Admitted, Publication, PublishLimits};
 pub use remote::{
     BackupId, BackupIdError, Keep, Listed, Progress as BackupProgress, PrunePlan, PruneReport, Summary,
 };
+pub use secrets::{SecretView, SecretsKeyText};
 pub use services::HostConfig;
 pub use setup::{SetupConfig, SetupReport, SetupStep, setup};
 pub use snapshots::{Fork, Resume, SnapshotWish};

@@ -20,7 +20,7 @@ use crate::create;
 use crate::error::Result;
 use crate::host::Host;
 use crate::launch::{self, ATTACH_TIMEOUT};
-use crate::services::blocking;
+use crate::services::{Services, blocking};
 
 /// Registers every sandbox on disk.
 pub(crate) async fn reopen(host: &Host) -> Result<()> {
@@ -118,7 +118,7 @@ async fn take_over(mut actor: Actor, id: &SandboxId) -> Actor {
     if let Err(error) = settle_top(&mut actor, &machine).await {
         tracing::error!(error = %error.with_causes(), %id, "its disk was being frozen, and that could not be finished");
     }
-    match let_go(&machine, &actor.manifest).await {
+    match let_go(&actor.services, &machine, &actor.manifest).await {
         Ok(guest) => {
             if let Err(error) = crate::attached::restore(&machine, &guest, &actor.manifest).await {
                 tracing::error!(error = %error.with_causes(), %id, "a volume that it should have could not be given to it");
@@ -151,7 +151,7 @@ fn note_loss(actor: &mut Actor) {
     }
 }
 
-async fn let_go(machine: &Machine, manifest: &Manifest) -> Result<guest::Guest> {
+async fn let_go(services: &Services, machine: &Machine, manifest: &Manifest) -> Result<guest::Guest> {
     if machine.status().await? == Status::Paused {
         machine.resume().await?;
     }
@@ -170,7 +170,8 @@ async fn let_go(machine: &Machine, manifest: &Manifest) -> Result<guest::Guest> 
     // Its init command is to find them, so they come before it knows who it is.
     crate::attached::plug_missing(machine, manifest).await?;
     let mounts = crate::attached::mounts_of(manifest);
-    let greeting = launch::Greeting { identity: Some(identity), pad: true, grow, mounts };
+    let (secrets, _missing) = services.secrets_of(manifest).await?;
+    let greeting = launch::Greeting { identity: Some(identity), pad: true, grow, mounts, secrets };
     let (guest, _welcome) = launch::attach(machine, greeting, ATTACH_TIMEOUT).await?;
     Ok(guest)
 }

@@ -16,7 +16,9 @@ use crate::backups::{BackupStore, open_store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::memory::{Ledger, Share};
+use crate::metrics::Metrics;
 use crate::relief::Room;
+use crate::secrets::{SecretsKey, SecretsKeyText};
 use crate::standby::Standbys;
 use crate::thermal::ThermalConfig;
 
@@ -49,6 +51,8 @@ pub struct HostConfig {
     pub publish: crate::publish::PublishLimits,
     /// Where backups of volumes go, by URL; `backups/` in the data directory when missing.
     pub backup_to: Option<String>,
+    /// The key that secrets are sealed to (`AGE-SECRET-KEY-1...`); that of the data directory when missing.
+    pub secrets_key: Option<SecretsKeyText>,
 }
 
 impl HostConfig {
@@ -69,6 +73,7 @@ impl HostConfig {
             proc: PathBuf::from("/proc"),
             publish: crate::publish::PublishLimits::default(),
             backup_to: None,
+            secrets_key: None,
         }
     }
 }
@@ -94,12 +99,14 @@ pub(crate) struct Services {
     wakes: Semaphore,
     pub(crate) memory: Arc<Ledger>,
     pub(crate) standbys: Standbys,
+    pub(crate) metrics: Metrics,
     rooms: mpsc::Sender<Room>,
     /// The other end, until the host takes it.
     pub(crate) who_needs_room: Mutex<Option<mpsc::Receiver<Room>>>,
     index: Arc<Mutex<Index>>,
     qemu: OnceCell<Qemu>,
     backups: OnceCell<remote::Store>,
+    pub(crate) secrets_key: OnceCell<SecretsKey>,
 }
 
 impl Services {
@@ -121,6 +128,7 @@ impl Services {
             wakes: Semaphore::new(config.wakes.get()),
             memory: Ledger::new(config.max_memory),
             standbys: Standbys::default(),
+            metrics: Metrics::default(),
             rooms,
             who_needs_room: Mutex::new(Some(who_needs_room)),
             config,
@@ -133,6 +141,7 @@ impl Services {
             index,
             qemu: OnceCell::new(),
             backups: OnceCell::new(),
+            secrets_key: OnceCell::new(),
         }))
     }
 
@@ -148,6 +157,7 @@ impl Services {
 
     /// Waits for a turn to wake, first come first served; for who asked at `asked` not longer than the host allows.
     pub(crate) async fn turn_to_wake(&self, asked: Instant) -> Result<SemaphorePermit<'_>> {
+        let _waits = self.metrics.queued();
         let Ok(turn) = tokio::time::timeout_at(asked + self.config.wake_wait, self.wakes.acquire()).await
         else {
             return Err(Error::new(

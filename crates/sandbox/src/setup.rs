@@ -252,6 +252,7 @@ fn default_spec() -> Result<SandboxSpec> {
         memory: Mebibytes(512),
         disk_size: None,
         env: Default::default(),
+        secrets: Vec::new(),
         files: Vec::new(),
         volumes: Vec::new(),
         init: None,

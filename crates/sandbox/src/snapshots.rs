@@ -81,13 +81,16 @@ impl Host {
             let staged = blocking(move || Ok(store.snapshots().stage(&owner, &name)?)).await?;
             let with_memory = !wish.disk_only;
             let capture = send(&entry, |reply| Command::Capture { staged, with_memory, reply }).await?;
-            let phases = capture.timings.phases.clone();
+            let mut phases = capture.timings.phases.clone();
+            let own = capture.timings.total;
             watch.lap("capture");
             let (record, private, stored) = write_out(&services, capture).await?;
             watch.lap("write");
             let mut timings = watch.finish();
-            // The capture's own phases stand for it.
+            // The capture's own phases stand for it, after the wait for the sandbox's owner.
+            phases.insert(0, ("queue", phase(&timings, "capture").saturating_sub(own)));
             timings.phases.splice(0..1, phases);
+            services.metrics.changed("snapshot", &timings);
             let view = view(&record, private, stored);
             services.events.sandbox(
                 "snapshotted",

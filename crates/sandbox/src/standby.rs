@@ -86,6 +86,11 @@ impl Standbys {
         }
     }
 
+    /// How many stand by.
+    pub(crate) fn ready(&self) -> usize {
+        self.list().ready.values().map(Vec::len).sum()
+    }
+
     /// Ends one; whether there was one.
     pub(crate) async fn drop_one(&self) -> bool {
         let one = self.list().ready.values_mut().find_map(Vec::pop);

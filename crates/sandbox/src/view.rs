@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use types::{
-    Accel, Boot, Bytes, CloneMethod, ImageName, Labels, Mebibytes, Owner, SandboxId, SandboxName,
+    Accel, Boot, Bytes, CloneMethod, ImageName, Labels, Mebibytes, Owner, SandboxId, SandboxName, SecretName,
     SnapshotName, Thermal, ThermalRule, ThermalTimes, Timestamp, VolumeMount,
 };
 
@@ -41,6 +41,8 @@ pub struct SandboxView {
     pub labels: Labels,
     /// Its volumes, in the order of their ports.
     pub volumes: Vec<VolumeMount>,
+    /// The secrets that its guest is told.
+    pub secrets: Vec<SecretName>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it was last used.
@@ -55,6 +57,8 @@ pub struct SandboxView {
     pub accel: Accel,
     /// The last change of state.
     pub last_transition: Option<Transition>,
+    /// The VMM's process id, while there is one.
+    pub vmm_pid: Option<u32>,
 }
 
 /// What was decided about a sandbox by itself: whether it was left alone, paused or put to sleep.
@@ -91,8 +95,8 @@ impl Status {
     }
 }
 
-/// How long each phase of a verb took, in the order they happened. Phases do not overlap, so they add up to the
-/// total but for the time between them.
+/// How long each phase of a verb took, in the order they happened. Each ends where the next begins, so they add up to
+/// the total.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Timings {
     /// Name and duration of each phase.

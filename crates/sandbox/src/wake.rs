@@ -99,7 +99,9 @@ impl Actor {
         self.enter(Happening::Resumed)?;
         self.check_channel().await?;
         watch.lap("attach");
-        Ok((true, watch.finish(), Vec::new()))
+        let timings = watch.finish();
+        self.services.metrics.changed("resume", &timings);
+        Ok((true, timings, Vec::new()))
     }
 
     async fn discard_memory(&mut self) -> Result<()> {
@@ -115,6 +117,8 @@ impl Actor {
         let mut watch = Stopwatch::start();
         let memory = self.services.room_for(self.manifest.memory_mib).await?;
         let version = self.services.qemu().await?.version.to_string();
+        // Before its memory is consumed: what cannot be opened must not cost more than this wake.
+        let (secrets, missing) = self.services.secrets_of(&self.manifest).await?;
         let machine = match self.load(&mut watch).await {
             Ok(machine) => machine,
             Err(error) => return Err(self.wake_failed(error)),
@@ -128,7 +132,7 @@ impl Actor {
             return Err(error);
         }
         watch.lap("commit");
-        let guest = match self.let_go(&machine, !detached).await {
+        let guest = match self.let_go(&machine, !detached, secrets).await {
             Ok(guest) => guest,
             Err(error) => {
                 // Its memory is consumed: what is left is the disk, whatever becomes of the VMM.
@@ -158,7 +162,7 @@ impl Actor {
                 tracing::warn!(%error, sandbox = %name, "consumed memory files stay until the next stop");
             }
         });
-        Ok((true, timings, Vec::new()))
+        Ok((true, timings, missing))
     }
 
     /// A VMM with the sleeping guest loaded into it, paused.
@@ -214,9 +218,15 @@ impl Actor {
         }
     }
 
-    async fn let_go(&self, machine: &Machine, pad: bool) -> Result<guest::Guest> {
+    async fn let_go(
+        &self,
+        machine: &Machine,
+        pad: bool,
+        secrets: Option<wire::Secrets>,
+    ) -> Result<guest::Guest> {
         machine.resume().await?;
-        let (guest, _welcome) = launch::attach(machine, launch::Greeting::plain(pad), ATTACH_TIMEOUT).await?;
+        let greeting = launch::Greeting { secrets, ..launch::Greeting::plain(pad) };
+        let (guest, _welcome) = launch::attach(machine, greeting, ATTACH_TIMEOUT).await?;
         Ok(guest)
     }
 
@@ -224,6 +234,7 @@ impl Actor {
     async fn cold_boot(&mut self) -> Result<Started> {
         let mut watch = Stopwatch::start();
         let memory = self.services.room_for(self.manifest.memory_mib).await?;
+        let (secrets, missing) = self.services.secrets_of(&self.manifest).await?;
         let lost = self.trouble.take();
         let machine = match self.boot(&mut watch).await {
             Ok(machine) => machine,
@@ -239,6 +250,7 @@ impl Actor {
             pad: false,
             grow: Some(self.manifest.disk_size_mib.bytes()),
             mounts: attached::mounts_of(&self.manifest),
+            secrets,
         };
         let (guest, unmounted) = match launch::attach(&machine, greeting, timeout).await {
             Ok((guest, welcome)) => (guest, welcome.unmounted),
@@ -261,7 +273,7 @@ impl Actor {
             json!({ "generation": generation, "why": lost, "total_ms": timings.total_ms() }),
         );
         let warning = lost.map(|why| format!("{} was booted from its disk: {why}", self.manifest.name));
-        Ok((true, timings, warning.into_iter().chain(unmounted).collect()))
+        Ok((true, timings, warning.into_iter().chain(missing).chain(unmounted).collect()))
     }
 
     /// A VMM that boots the sandbox's disk; the manifest says so before the VMM opens the disk.

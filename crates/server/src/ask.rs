@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sandbox::wire;
-use types::{After, GuestFile, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, ThermalRule, VolumeMount};
+use types::{
+    After, GuestFile, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SecretName, ThermalRule,
+    VolumeMount,
+};
 
 use crate::refusal::Refusal;
 
@@ -41,9 +44,6 @@ pub(crate) fn create(
         from: _,
         strict,
     } = request;
-    if !secrets.is_empty() {
-        return Err(Refusal::not_supported("secrets"));
-    }
     Ok(SandboxSpec {
         name,
         owner,
@@ -52,6 +52,7 @@ pub(crate) fn create(
         memory: Mebibytes(memory_mb),
         disk_size: disk_size_mb.map(Mebibytes),
         env,
+        secrets: secret_names(&secrets)?,
         files: files.into_iter().map(guest_file).collect::<Result<_, _>>()?,
         volumes: volumes.into_iter().map(volume).collect::<Result<_, _>>()?,
         init: init.filter(|command| !command.trim().is_empty()),
@@ -64,6 +65,18 @@ pub(crate) fn create(
         },
         strict,
     })
+}
+
+/// Each of them once, in the order they were given.
+fn secret_names(texts: &[String]) -> Result<Vec<SecretName>, Refusal> {
+    let mut names = Vec::with_capacity(texts.len());
+    for text in texts {
+        let name = text.parse()?;
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 /// Seconds, or never; `None` is as the host says.
@@ -310,12 +323,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_of_later_releases_are_refused_by_name() {
-        let name: SandboxName = "a".parse().unwrap();
-        let request = api::CreateRequest { secrets: vec!["s".into()], ..Default::default() };
-        let refusal = create(request, name, Owner::admin()).unwrap_err();
-        assert_eq!(refusal.detail().code, "not_supported");
-        assert!(refusal.detail().message.contains("secrets"));
+    fn a_secret_is_named_once_and_as_a_variable() {
+        let create = |secrets: &[&str]| {
+            let secrets = secrets.iter().map(|name| (*name).to_owned()).collect();
+            let request = api::CreateRequest { secrets, ..Default::default() };
+            create(request, "a".parse().unwrap(), Owner::admin())
+        };
+        let names: Vec<SecretName> = vec!["B".parse().unwrap(), "A".parse().unwrap()];
+        assert_eq!(create(&["B", "A", "B"]).unwrap().secrets, names);
+        assert!(create(&["a-b"]).unwrap_err().detail().message.contains("a-b"));
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub async fn serve(
         }
         None => None,
     };
-    let app = App { host, drain: drain.clone(), site };
+    let app = App { host, drain: drain.clone(), site, requests: Arc::default() };
     if let Some(Published { tcp, .. }) = listeners.published {
         let routes = site_router(app.clone());
         // Slots of its own: strangers must not keep the owner out.

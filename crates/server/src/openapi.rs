@@ -4,8 +4,8 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use crate::{
-    backups, events, exec, files, host, images, publish, sandboxes, shell, snapshots, tasks, traffic, upkeep,
-    usage, volumes,
+    backups, events, exec, files, host, images, metrics, publish, sandboxes, secrets, shell, snapshots,
+    tasks, traffic, upkeep, usage, volumes,
 };
 
 #[derive(OpenApi)]
@@ -16,7 +16,7 @@ use crate::{
                        the unix socket needs no key."
     ),
     paths(
-        host::health, host::version, events::events,
+        host::health, host::version, metrics::metrics, events::events,
         images::list, images::inspect, images::delete, images::pull, images::import, images::save, images::build,
         tasks::list, tasks::inspect, tasks::cancel,
         usage::usage, usage::of_sandbox, upkeep::fsck, upkeep::gc,
@@ -30,7 +30,7 @@ use crate::{
         exec::exec, shell::live_exec, shell::shell,
         files::read, files::head, files::write,
         traffic::ports, traffic::proxy, traffic::tunnel,
-        publish::publish, publish::of_sandbox, publish::unpublish, publish::all,
+        secrets::list, secrets::set, secrets::delete, publish::publish, publish::of_sandbox, publish::unpublish, publish::all,
     ),
     components(schemas(api::ExecEvent, api::BackupEvent, api::RestoreEvent, api::FsckEvent, api::ShellControl, api::FileEntry)),
     modifiers(&Bearer),

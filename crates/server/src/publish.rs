@@ -1,14 +1,18 @@
 //! Publishing: the verbs, and the second listener, which serves by the `Host` header and asks for no key.
 
+use std::sync::Arc;
+
 use axum::Json as JsonReply;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware;
 use axum::response::Response;
 
 use crate::auth::Caller;
 use crate::extract::{Json, Params};
 use crate::forward::{Way, forward};
+use crate::metrics::count_published;
 use crate::refusal::Refusal;
 use crate::router::App;
 use crate::tell;
@@ -49,7 +53,8 @@ impl Site {
 
 /// The routes of the second listener.
 pub(crate) fn site_router(app: App) -> Router {
-    Router::new().fallback(serve_alias).layer(DefaultBodyLimit::disable()).with_state(app)
+    let counted = middleware::from_fn_with_state(Arc::clone(&app.requests), count_published);
+    Router::new().fallback(serve_alias).layer(DefaultBodyLimit::disable()).layer(counted).with_state(app)
 }
 
 async fn serve_alias(State(app): State<App>, request: Request) -> Result<Response, Refusal> {

@@ -27,17 +27,6 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
     }
 
-    /// 400 `not_supported`: a field of the contract that this release does not act on.
-    #[must_use]
-    pub fn not_supported(field: &str) -> Self {
-        Self::new(
-            StatusCode::BAD_REQUEST,
-            "not_supported",
-            format!("`{field}` is not supported by this version of bhatti"),
-        )
-        .hint(format!("leave `{field}` out"))
-    }
-
     /// Adds the way out.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

@@ -12,10 +12,11 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::{AdminKey, TcpRules, tcp_door, unix_door};
+use crate::metrics::{Requests, count};
 use crate::publish::Site;
 use crate::{
-    backups, events, exec, files, host, images, publish, sandboxes, shell, snapshots, tasks, traffic, upkeep,
-    usage, volumes,
+    backups, events, exec, files, host, images, metrics, publish, sandboxes, secrets, shell, snapshots,
+    tasks, traffic, upkeep, usage, volumes,
 };
 
 /// What every route has at hand.
@@ -25,6 +26,8 @@ pub(crate) struct App {
     pub(crate) drain: Drain,
     /// Where what is published is served, if anywhere.
     pub(crate) site: Option<Arc<Site>>,
+    /// Requests of all doors.
+    pub(crate) requests: Arc<Requests>,
 }
 
 /// How the daemon's end is told to requests that would go on for ever, and theirs to the daemon.
@@ -74,14 +77,16 @@ pub enum Door {
 
 /// All routes over `host`, behind `door`.
 pub fn router(host: Host, door: Door) -> Router {
-    with_state(App { host, drain: Drain::default(), site: None }, door)
+    with_state(App { host, drain: Drain::default(), site: None, requests: Arc::default() }, door)
 }
 
 pub(crate) fn with_state(app: App, door: Door) -> Router {
+    let requests = Arc::clone(&app.requests);
     let routes = Router::new()
         .route("/health", get(host::health))
         .route("/version", get(host::version))
         .route("/openapi.json", get(host::openapi))
+        .route("/metrics", get(metrics::metrics))
         .route("/events", get(events::events))
         .route("/images", get(images::list))
         .route("/images/pull", post(images::pull))
@@ -127,6 +132,8 @@ pub(crate) fn with_state(app: App, door: Door) -> Router {
             "/sandboxes/{id}/publish",
             get(publish::of_sandbox).post(publish::publish).delete(publish::unpublish),
         )
+        .route("/secrets", get(secrets::list).post(secrets::set))
+        .route("/secrets/{name}", delete(secrets::delete))
         .route("/published", get(publish::all))
         .route("/sandboxes/{id}/files", get(files::read).head(files::head).put(files::write))
         .fallback(host::not_found)
@@ -134,10 +141,12 @@ pub(crate) fn with_state(app: App, door: Door) -> Router {
         // Each route bounds its own body: JSON at 4 MiB, uploads by the guest's disk.
         .layer(DefaultBodyLimit::disable())
         .with_state(app);
-    match door {
+    let behind_door = match door {
         Door::Unix => routes.layer(middleware::from_fn(unix_door)),
         Door::Tcp { key, loopback } => {
             routes.layer(middleware::from_fn_with_state(TcpRules { key, loopback }, tcp_door))
         }
-    }
+    };
+    // Outside the door, so that who is not let in is counted, too.
+    behind_door.layer(middleware::from_fn_with_state(requests, count))
 }

@@ -30,6 +30,7 @@ pub(crate) fn sandbox(view: sandbox::SandboxView) -> api::Sandbox {
         last_decision: view.last_decision.map(decision),
         labels: view.labels,
         volumes: view.volumes.into_iter().map(volume_spec).collect(),
+        secrets: view.secrets.into_iter().map(String::from).collect(),
         ip: None,
         created_at: view.created_at.to_string(),
         last_active_at: view.last_active_at.to_string(),
@@ -50,6 +51,15 @@ fn decision(decision: sandbox::DecisionView) -> api::LastDecision {
 fn volume_spec(volume: types::VolumeMount) -> api::VolumeSpec {
     let types::VolumeMount { name, mount, read_only } = volume;
     api::VolumeSpec { name: name.into(), mount: mount.into(), read_only }
+}
+
+pub(crate) fn secret(view: sandbox::SecretView) -> api::Secret {
+    api::Secret {
+        name: view.name.into(),
+        created_at: view.created_at.to_string(),
+        updated_at: view.updated_at.to_string(),
+        used_by: view.used_by.into_iter().map(String::from).collect(),
+    }
 }
 
 pub(crate) fn port(listener: wire::Listener) -> api::Port {

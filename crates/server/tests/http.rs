@@ -57,7 +57,7 @@ async fn refused(router: &Router, request: Request<Body>, status: u16, code: &st
 #[tokio::test]
 async fn tcp_wants_the_key_for_everything_but_health() {
     let (_dir, router) = tcp(true).await;
-    for path in ["/sandboxes", "/version", "/events", "/openapi.json", "/no/such/path"] {
+    for path in ["/sandboxes", "/version", "/metrics", "/events", "/openapi.json", "/no/such/path"] {
         refused(&router, request(Method::GET, path, ""), 401, "unauthorized").await;
         let mut wrong = request(Method::GET, path, "");
         wrong.headers_mut().insert(header::AUTHORIZATION, "Bearer bht_other".parse().unwrap());
@@ -126,8 +126,10 @@ async fn a_body_that_makes_no_sense_is_told_what_is_wrong_with_it() {
         let message = refused(&router, post(body), 400, "bad_request").await;
         assert!(message.contains(expected), "{body}: {message}");
     }
-    let message = refused(&router, post(r#"{"secrets":["a"]}"#), 400, "not_supported").await;
-    assert!(message.contains("secrets"), "{message}");
+    refused(&router, post(r#"{"secrets":["a-b"]}"#), 400, "bad_request").await;
+    refused(&router, post(r#"{"secrets":["A"],"env":{"A":"x"}}"#), 400, "bad_request").await;
+    let message = refused(&router, post(r#"{"secrets":["NO"]}"#), 404, "not_found").await;
+    assert!(message.contains("there is no secret NO"), "{message}");
     // What was made for a sandbox that could not be is gone again.
     refused(&router, post(r#"{"volumes":[{"name":"a","mount":"/a"}]}"#), 503, "not_ready").await;
     refused(&router, request(Method::GET, "/volumes/a", ""), 404, "not_found").await;
@@ -447,4 +449,39 @@ async fn orders_for_volumes_that_make_no_sense_are_refused_before_anything_is_ma
     assert!(message.contains("nope"), "{message}");
     let detach = post("/volumes/data/detach", r#"{"sandbox":"nope"}"#);
     refused(&router, detach, 404, "not_found").await;
+}
+
+#[tokio::test]
+async fn secrets_are_set_listed_and_deleted_and_their_values_never_told() {
+    let (_dir, router) = unix().await;
+    let set =
+        |value: &str| request(Method::POST, "/secrets", format!(r#"{{"name":"KEY","value":"{value}"}}"#));
+    let made = answer(&router, set("marker-1")).await;
+    assert_eq!(made.status(), StatusCode::CREATED);
+    let made = json(made).await;
+    let again = answer(&router, set("marker-2")).await;
+    assert_eq!(again.status(), StatusCode::OK);
+    let listed = json(answer(&router, request(Method::GET, "/secrets", "")).await).await;
+    assert_eq!(listed[0], json(again).await);
+    assert_eq!((&listed[0]["name"], &listed[0]["created_at"]), (&"KEY".into(), &made["created_at"]));
+    let events = answer(&router, request(Method::GET, "/events?since=0&follow=false", "")).await;
+    let events = String::from_utf8(events.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    assert!(events.contains("secret.set") && !events.contains("marker"), "{events}");
+    assert!(!listed.to_string().contains("marker") && !made.to_string().contains("marker"));
+    refused(&router, request(Method::POST, "/secrets", r#"{"name":"9","value":""}"#), 400, "bad_request")
+        .await;
+    refused(
+        &router,
+        request(Method::POST, "/secrets", r#"{"name":"N","value":"\u0000"}"#),
+        400,
+        "bad_request",
+    )
+    .await;
+    refused(&router, request(Method::DELETE, "/secrets/NO", ""), 404, "not_found").await;
+    let gone = answer(&router, request(Method::DELETE, "/secrets/KEY", "")).await;
+    assert_eq!(gone.status(), StatusCode::NO_CONTENT);
+    assert_eq!(
+        json(answer(&router, request(Method::GET, "/secrets", "")).await).await,
+        serde_json::json!([])
+    );
 }

@@ -159,6 +159,7 @@ fn round(
         layout: template.spec.layout,
         layers: Vec::new(),
         volumes: Vec::new(),
+        secrets: Vec::new(),
         image: template.spec.image.clone(),
         kernel: template.spec.kernel.clone(),
         cpus: 1,

@@ -70,8 +70,19 @@ impl Store {
     /// # Errors
     /// When the file can be neither read nor written.
     pub fn admin_key(&self, fresh: &str) -> Result<String> {
-        let path = self.admin_key_path();
-        match fs::read_to_string(&path) {
+        self.key_or(&self.admin_key_path(), fresh)
+    }
+
+    /// The key that secrets are sealed to: what its file says, or `fresh`, which is then written there (mode 0600).
+    ///
+    /// # Errors
+    /// When the file can be neither read nor written.
+    pub fn secrets_key(&self, fresh: &str) -> Result<String> {
+        self.key_or(&self.secrets_key_path(), fresh)
+    }
+
+    fn key_or(&self, path: &Path, fresh: &str) -> Result<String> {
+        match fs::read_to_string(path) {
             Ok(key) if !key.trim().is_empty() => Ok(key.trim().to_owned()),
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("read", path, error)),
             Ok(_) | Err(_) => {

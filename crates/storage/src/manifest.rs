@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use types::{
     Accel, Bytes, ContentId, ImageName, Labels, LayerId, MAX_VOLUMES, Mebibytes, MountPath, Owner, SandboxId,
-    SandboxName, StorageLayout, ThermalRule, Timestamp, VolumeName, check_mounts,
+    SandboxName, SecretName, StorageLayout, ThermalRule, Timestamp, VolumeName, check_mounts,
 };
 
 use crate::error::{Error, ErrorKind, Result};
@@ -187,13 +187,16 @@ pub struct Manifest {
     /// The volumes that are attached, in the order of their ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeRef>,
+    /// The owner's secrets that its guest is told, by name; their values are never stored with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretName>,
     /// The machine it runs on.
     pub machine: MachineRecord,
     /// The memory image; there is one if and only if the state is cold.
     pub memory: Option<MemoryRecord>,
 }
 
-pub(crate) const FORMAT: Format = Format { name: "bhatti-sandbox", version: 4 };
+pub(crate) const FORMAT: Format = Format { name: "bhatti-sandbox", version: 5 };
 
 impl Manifest {
     /// The next generation, in which a guest runs: no memory image is valid any more.
@@ -326,6 +329,7 @@ mod tests {
                 read_only: true,
                 port: 1,
             }],
+            secrets: vec!["API_KEY".parse().unwrap()],
             machine: MachineRecord {
                 qemu_version: "7.2.22".to_owned(),
                 machine_type: "pc-q35-7.2".to_owned(),
@@ -354,36 +358,36 @@ mod tests {
     /// Release by release, the files that were once written are read. `BHATTI_WRITE_GOLDEN=1` writes a missing one.
     #[test]
     fn manifests_of_every_version_are_still_read_and_the_present_one_is_written_alike() {
-        let none = ThermalRule::default;
+        let fourth_sample = || Manifest { secrets: Vec::new(), ..sample() };
+        let third_sample = || Manifest { thermal: ThermalRule::default(), ..fourth_sample() };
         let golden = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
         let first = std::fs::read_to_string(golden("manifest-1.json")).unwrap();
         assert_eq!(
             decode(first.as_bytes()).unwrap(),
-            Manifest { layers: Vec::new(), volumes: Vec::new(), thermal: none(), ..sample() }
+            Manifest { layers: Vec::new(), volumes: Vec::new(), ..third_sample() }
         );
         let second = std::fs::read_to_string(golden("manifest-2.json")).unwrap();
-        assert_eq!(
-            decode(second.as_bytes()).unwrap(),
-            Manifest { volumes: Vec::new(), thermal: none(), ..sample() }
-        );
+        assert_eq!(decode(second.as_bytes()).unwrap(), Manifest { volumes: Vec::new(), ..third_sample() });
         let third = std::fs::read_to_string(golden("manifest-3.json")).unwrap();
-        assert_eq!(decode(third.as_bytes()).unwrap(), Manifest { thermal: none(), ..sample() });
-        let path = golden("manifest-4.json");
+        assert_eq!(decode(third.as_bytes()).unwrap(), third_sample());
+        let fourth = std::fs::read_to_string(golden("manifest-4.json")).unwrap();
+        assert_eq!(decode(fourth.as_bytes()).unwrap(), fourth_sample());
+        let path = golden("manifest-5.json");
         if std::env::var_os("BHATTI_WRITE_GOLDEN").is_some() && !path.exists() {
             std::fs::write(&path, sample().encode()).unwrap();
         }
-        let fourth = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(decode(fourth.as_bytes()).unwrap(), sample());
-        assert_eq!(String::from_utf8(sample().encode()).unwrap(), fourth);
+        let fifth = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(decode(fifth.as_bytes()).unwrap(), sample());
+        assert_eq!(String::from_utf8(sample().encode()).unwrap(), fifth);
     }
 
     #[test]
     fn a_newer_manifest_is_refused_by_its_version_even_if_nothing_else_is_known() {
-        let text = r#"{"format":"bhatti-sandbox","version":5,"blake4":"?","content":[]}"#;
+        let text = r#"{"format":"bhatti-sandbox","version":6,"blake4":"?","content":[]}"#;
         let error = decode(text.as_bytes()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooNew);
-        assert!(error.to_string().contains("version 5"), "{error}");
-        let same = String::from_utf8(sample().encode()).unwrap().replace("\"version\":4", "\"version\":5");
+        assert!(error.to_string().contains("version 6"), "{error}");
+        let same = String::from_utf8(sample().encode()).unwrap().replace("\"version\":5", "\"version\":6");
         assert_eq!(decode(same.as_bytes()).unwrap_err().kind(), ErrorKind::TooNew);
     }
 

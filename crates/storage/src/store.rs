@@ -128,6 +128,12 @@ impl Store {
         self.root().join("admin.key")
     }
 
+    /// The file of the key that secrets are sealed to.
+    #[must_use]
+    pub fn secrets_key_path(&self) -> PathBuf {
+        self.root().join("secrets.key")
+    }
+
     /// Writes a small file of the daemon's own (the admin key) with mode 0600, durably, never seen half-written.
     ///
     /// # Errors

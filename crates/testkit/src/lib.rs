@@ -7,6 +7,7 @@
 #![expect(clippy::panic, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod daemon;
+mod exposition;
 mod host;
 mod http;
 mod small;
@@ -14,6 +15,7 @@ mod terminal;
 mod tier;
 
 pub use daemon::Daemon;
+pub use exposition::Exposition;
 pub use host::{Outcome, TestHost};
 pub use http::Events;
 pub use terminal::Terminal;

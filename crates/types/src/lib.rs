@@ -14,7 +14,7 @@ mod volume;
 
 pub use id::{ContentId, IdError, LayerId, Nonce, SandboxId, TaskId};
 pub use image_config::{CommandDefaults, ImageConfig};
-pub use name::{Alias, ImageName, NameError, Owner, SandboxName, SnapshotName, VolumeName};
+pub use name::{Alias, ImageName, NameError, Owner, SandboxName, SecretName, SnapshotName, VolumeName};
 pub use rule::{After, ThermalRule, ThermalTimes};
 pub use spec::{
     Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, SandboxSpec, SpecLimits, StorageLayout,

@@ -30,6 +30,14 @@ pub enum NameError {
         /// The name, cut.
         name: String,
     },
+    /// It could not be that of an environment variable.
+    #[error(
+        "secret name {name:?} must be that of a variable: letters, digits and '_', not beginning with a digit, at most 128"
+    )]
+    NoVariable {
+        /// The name, cut.
+        name: String,
+    },
     /// It would be taken for an id.
     #[error("{what} {name:?} looks like an id (16 hex digits); choose another")]
     LooksLikeId {
@@ -118,6 +126,11 @@ label!(
     "alias"
 );
 label!(
+    /// A secret's name, which is that of its variable in a guest.
+    SecretName,
+    "secret name"
+);
+label!(
     /// Whose a thing is.
     Owner,
     "owner"
@@ -197,6 +210,18 @@ impl FromStr for Alias {
     }
 }
 
+impl FromStr for SecretName {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        let first = text.bytes().next();
+        if text.len() > 128 || first.is_none_or(|byte| byte.is_ascii_digit()) || !text.bytes().all(allowed) {
+            return Err(NameError::NoVariable { name: text.chars().take(128).collect() });
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
 impl FromStr for Owner {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
@@ -215,6 +240,16 @@ impl Owner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secrets_name_is_that_of_a_variable() {
+        for good in ["A", "api_key", "_x9", &"X".repeat(128)] {
+            assert!(good.parse::<SecretName>().is_ok(), "{good:?}");
+        }
+        for bad in ["", "9a", "a-b", "a b", "A=", "ä", &"X".repeat(129)] {
+            assert!(bad.parse::<SecretName>().is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn names_are_dns_labels() {

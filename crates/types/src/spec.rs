@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::volume::check_mounts;
-use crate::{ImageName, Mebibytes, Owner, SandboxName, VolumeMount};
+use crate::{ImageName, Mebibytes, Owner, SandboxName, SecretName, VolumeMount};
 
 /// Labels of a sandbox: key to value.
 pub type Labels = BTreeMap<String, String>;
@@ -29,6 +29,8 @@ pub struct SandboxSpec {
     pub disk_size: Option<Mebibytes>,
     /// Environment of every command.
     pub env: BTreeMap<String, String>,
+    /// Secrets of its owner that every command gets as variables of their names.
+    pub secrets: Vec<SecretName>,
     /// Files placed before the first command.
     pub files: Vec<GuestFile>,
     /// Volumes mounted before anything of its own runs, in the order of their ports.
@@ -117,6 +119,12 @@ impl SandboxSpec {
         }
         if self.env.values().any(|v| v.contains('\0')) {
             return Err(InvalidSpec::new("an environment value has a NUL byte", "remove it"));
+        }
+        if let Some(twice) = self.secrets.iter().find(|secret| self.env.contains_key(secret.as_str())) {
+            return Err(InvalidSpec::new(
+                format!("{twice} is given as a secret and as an environment variable"),
+                "leave one of the two out",
+            ));
         }
         Self::check_labels(&self.labels)?;
         check_mounts(self.volumes.iter().map(|volume| (&volume.name, &volume.mount)))?;
@@ -334,6 +342,7 @@ mod tests {
             memory: Mebibytes(512),
             disk_size: None,
             env: BTreeMap::new(),
+            secrets: Vec::new(),
             files: Vec::new(),
             volumes: Vec::new(),
             init: None,

@@ -64,6 +64,28 @@ pub fn host_pressure(proc: &Path) -> io::Result<HostPressure> {
     })
 }
 
+/// What a process has in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resident {
+    /// Pages of its own (`RssAnon`): of a VMM, what its guest changed and the VMM itself.
+    pub private: Bytes,
+    /// Pages of files (`RssFile` and `RssShmem`), which all who map them share.
+    pub shared: Bytes,
+}
+
+/// What a process has in memory, by the kernel's own counters in `status` below `proc`: nothing is walked or woken.
+/// `None` once it is gone.
+#[must_use]
+pub fn resident(proc: &Path, pid: u32) -> Option<Resident> {
+    let text = fs::read_to_string(proc.join(pid.to_string()).join("status")).ok()?;
+    let field = |name: &str| {
+        let kib = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        kib.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib.saturating_mul(1024))
+    };
+    let shared = field("RssFile")?.saturating_add(field("RssShmem").unwrap_or_default());
+    Some(Resident { private: Bytes(field("RssAnon")?), shared: Bytes(shared) })
+}
+
 /// Ticks in a millisecond of the counter that emulated guests see; measured once, `None` where there is none.
 #[must_use]
 pub fn host_tsc_khz() -> Option<u32> {

@@ -19,7 +19,8 @@ mod volumes;
 pub use disk::{Folded, NextTop};
 pub use error::{Error, ErrorKind, Result};
 pub use host::{
-    HostPressure, host_boot_id, host_cpus, host_memory, host_pressure, host_tsc_khz, kvm_opens, no_lock,
+    HostPressure, Resident, host_boot_id, host_cpus, host_memory, host_pressure, host_tsc_khz, kvm_opens,
+    no_lock, resident,
 };
 pub use machine::{AGENT_SOCKET, End, Machine, QMP_SOCKET, Status, VMM_LOG};
 pub use qemu::{Qemu, Version};

@@ -80,6 +80,21 @@ pub struct Attach {
     /// Volumes to be mounted before any command of the sandbox runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeMount>,
+    /// Laid over the environment of every command from now on, in place of those that were told before. `None` leaves
+    /// them; with an identity it means that there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<Secrets>,
+}
+
+/// Variables with values that nobody else is to see.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secrets(pub BTreeMap<String, String>);
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// Who a guest is.
@@ -160,6 +175,9 @@ pub struct Welcome {
     /// Volumes that could not be mounted, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unmounted: Vec<String>,
+    /// Whether secrets that were told are known now; false also from agents of before this field.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub secrets: bool,
 }
 
 /// Why a session was refused.

@@ -47,6 +47,7 @@ fn attach() -> Message {
         identity: None,
         grow_root_to: None,
         volumes: Vec::new(),
+        secrets: None,
     }))
 }
 

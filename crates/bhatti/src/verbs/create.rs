@@ -35,7 +35,7 @@ fn request(asked: args::Create) -> Result<api::CreateRequest> {
         memory_mb: asked.memory,
         disk_size_mb: asked.disk_size,
         env: asked.env.into_iter().map(|Pair(key, value)| (key, value)).collect(),
-        secrets: asked.secret,
+        secrets: asked.secret.into_iter().map(String::from).collect(),
         files: asked.file.into_iter().map(file).collect::<Result<_>>()?,
         volumes: asked
             .volume

@@ -18,7 +18,14 @@ pub(super) fn soon() -> Instant {
 }
 
 pub(super) fn options() -> AttachOptions {
-    AttachOptions { pad: false, identity: None, grow_root_to: None, volumes: Vec::new(), deadline: soon() }
+    AttachOptions {
+        pad: false,
+        identity: None,
+        grow_root_to: None,
+        volumes: Vec::new(),
+        secrets: None,
+        deadline: soon(),
+    }
 }
 
 pub(super) fn welcome() -> Welcome {
@@ -30,6 +37,7 @@ pub(super) fn welcome() -> Welcome {
         sandbox_id: Some("0123456789abcdef".to_owned()),
         warnings: Vec::new(),
         unmounted: Vec::new(),
+        secrets: false,
     }
 }
 

@@ -194,6 +194,7 @@ mod tests {
             ("bhatti.db-wal", object(K::Database, "bhatti.db-wal"), K::Database),
             ("serve.log", object(K::Log, "serve.log"), K::Log),
             ("admin.key", object(K::Other, "admin.key"), K::Other),
+            ("secrets.key", object(K::Other, "secrets.key"), K::Other),
             ("quarantine/x/mem.snap", object(K::Quarantine, "quarantine/x"), K::Memory),
             ("quarantine/", object(K::Directory, ""), K::Directory),
             (".new-open-1", object(K::Staging, ".new-open-1"), K::Staging),
