@@ -62,11 +62,8 @@ pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>
 }
 
 fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &Result<()>) -> Result<Found> {
-    for (name, keep_hot) in [("wakes", false), ("busy", true)] {
-        let body = json!({ "name": name, "memory_mb": MEMORY.0, "keep_hot": keep_hot });
-        daemon.post("/sandboxes", &body)?;
-        daemon.exec(name, &["true"])?;
-    }
+    daemon.post("/sandboxes", &json!({ "name": "wakes", "memory_mb": MEMORY.0 }))?;
+    daemon.exec("wakes", &["true"])?;
     let reference = Reference::new(daemon.data_dir())?;
     let mut seen = Wakes::default();
     for run in 1..=options.runs {
@@ -76,13 +73,14 @@ fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &
         if may_drop.is_ok() {
             seen.cold.push(wake(daemon, drop_page_cache, &mut seen.of_cold)?);
         }
+        // No longer than it is needed: what a running machine maps is not dropped from the page cache.
+        daemon.post("/sandboxes", &json!({ "name": "busy", "memory_mb": MEMORY.0, "keep_hot": true }))?;
         let phases = &mut seen.of_traffic;
         seen.traffic.push(under_traffic(daemon, || wake(daemon, || Ok(()), phases))?);
         seen.kept.push(ms(daemon.exec("busy", &["true"])?.0));
+        daemon.delete("busy")?;
     }
-    for name in ["wakes", "busy"] {
-        daemon.delete(name)?;
-    }
+    daemon.delete("wakes")?;
     let cold = match may_drop {
         Ok(()) => Row::new("wake, 1024 MiB, cold page cache", "ms", seen.cold)
             .against("hot page cache", seen.hot.clone())
