@@ -26,10 +26,21 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts one in `dir`, a data directory that was set up.
     pub(crate) fn start(options: &Options, dir: TempDir, progress: Progress<'_>) -> Result<Self> {
+        Self::start_with(options, dir, &[], progress)
+    }
+
+    /// The same, and tells it more.
+    pub(crate) fn start_with(
+        options: &Options,
+        dir: TempDir,
+        more: &[&str],
+        progress: Progress<'_>,
+    ) -> Result<Self> {
         progress.step("starting a daemon over what was set up")?;
         let log = File::create(dir.path().join("serve.log")).during("making a log")?;
         let mut child = Command::new(&options.program)
             .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(more)
             .env("BHATTI_DATA_DIR", dir.path())
             // Ctrl-C is for the bench, which still needs its daemon to clean up.
             .process_group(0)

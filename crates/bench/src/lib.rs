@@ -16,8 +16,10 @@ mod phases;
 mod place;
 mod progress;
 mod reference;
+mod resident;
 mod sample;
 mod table;
+mod wake;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,6 +59,8 @@ pub enum Suite {
     Life,
     /// A command on a hot sandbox, against the same inside the guest.
     Exec,
+    /// Wakes with hot and cold page cache and under traffic, against the least a wake can be.
+    Wake,
     /// Bytes on disk and in the page cache.
     Density,
     /// Clones, snapshots, forks, and where the bytes are, on several filesystems.
@@ -86,6 +90,11 @@ pub fn run(options: &Options, tell: &(dyn Fn(&str) + Sync)) -> Result<Report> {
         for suite in on_one {
             report.rows.extend(match suite {
                 Suite::Life => life::measure(&daemon, options, progress)?,
+                Suite::Wake => {
+                    let wake::Found { rows, notes } = wake::measure(&daemon, options, progress)?;
+                    report.notes.extend(notes);
+                    rows
+                }
                 Suite::Exec => exec::measure(&daemon, options, progress)?,
                 Suite::Density => density::measure(&daemon, options, progress)?,
                 Suite::Images => images::measure(&daemon, options, progress)?,

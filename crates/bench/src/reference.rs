@@ -104,6 +104,58 @@ impl Reference {
         })
     }
 
+    /// The floor of a wake: from the start of a VMM over the template's RAM base, its device state loaded, to the end
+    /// of the guest's first command.
+    pub(crate) fn load_template(&self, memory: Mebibytes) -> Result<Duration> {
+        let during = "looking for a template";
+        let templates = self.store.templates();
+        let mut all = templates.list().during(during)?.into_iter().filter_map(|(_, template)| template.ok());
+        let template = all
+            .find(|template| template.spec.memory_mib == memory && template.spec.image.id == self.image.id)
+            .ok_or_else(|| Error::new(during, "there is none of that size"))?;
+        let spec = &template.spec;
+        let key = ContentId::from_hash(&[0xbf; 32]);
+        let staged = templates.stage(&key, spec.layout).during("staging a machine")?;
+        let root = templates.dir(&template.key).join(template.root_disk());
+        storage::clone_file(&root, &staged.root_disk_path()).during("cloning a template's disk")?;
+        config_drive(&staged)?;
+        let devices = templates.open_devices(&template).during("opening a device state")?;
+        let top = PathBuf::from(layout::root_disk(spec.layout));
+        let root = match spec.layout {
+            StorageLayout::Overlay => RootDisk {
+                top: DiskFile::qcow2(top),
+                below: vec![DiskFile::raw(self.image.path_from_machine_dir())],
+            },
+            StorageLayout::Reflink => RootDisk { top: DiskFile::raw(top), below: Vec::new() },
+        };
+        let machine_spec = MachineSpec {
+            machine_type: spec.machine.machine_type.clone(),
+            cpu_model: spec.machine.cpu_model.clone(),
+            cpus: spec.cpus,
+            memory,
+            ram_base: self.store.ram_base(&template.ram_base(), memory).during("looking for a RAM base")?,
+            root: Some(root),
+            tsc_khz: None,
+            ..self.spec(true)?
+        };
+        let lock = staged.lock_root().during("locking the disk")?;
+        self.runtime.block_on(async {
+            let began = Instant::now();
+            let machine = Machine::launch(&self.qemu, &machine_spec, staged.dir(), lock)
+                .await
+                .during("starting the VMM")?;
+            let ran = async {
+                machine.load_devices(devices).await.during("loading a device state")?;
+                machine.resume().await.during("resuming")?;
+                run(&machine, &["true"]).await?;
+                Ok(began.elapsed())
+            }
+            .await;
+            machine.kill().await.during("ending the VMM")?;
+            ran
+        })
+    }
+
     /// What a guest has in its memory after it has booted and run a command.
     pub(crate) fn memory_after(&self, argv: &[&str]) -> Result<Pages> {
         let staged = self.stage()?;
@@ -133,10 +185,7 @@ impl Reference {
             self.image.size,
         )
         .during("making a disk")?;
-        let env = BTreeMap::new();
-        let drive = image::ConfigDrive { env: &env, init: None, defaults: &Default::default(), files: &[] };
-        image::config_drive(&staged.dir().join(layout::CONFIG_DRIVE), &drive)
-            .during("making a config drive")?;
+        config_drive(&staged)?;
         Ok(staged)
     }
 
@@ -185,6 +234,13 @@ impl Reference {
         let spec = self.spec(incoming)?;
         Machine::launch(&self.qemu, &spec, staged.dir(), lock).await.during("starting the VMM")
     }
+}
+
+/// The config drive of a guest that is nobody.
+fn config_drive(staged: &storage::StagedTemplate) -> Result<()> {
+    let env = BTreeMap::new();
+    let drive = image::ConfigDrive { env: &env, init: None, defaults: &Default::default(), files: &[] };
+    image::config_drive(&staged.dir().join(layout::CONFIG_DRIVE), &drive).during("making a config drive")
 }
 
 /// Attaches to the agent and runs a command.

@@ -137,7 +137,7 @@ pub enum Verb {
 pub enum BenchSuite {
     /// Create, stop and wake, against a cold boot and QEMU's own migration
     Create,
-    /// The same table as `create`
+    /// Wakes with hot and cold page cache and under traffic, against the least a wake can be
     Wake,
     /// A command on a hot sandbox, against the same inside the guest
     Exec,

@@ -17,13 +17,14 @@ pub async fn bench(global: &Global, asked: args::Bench) -> Result<u8> {
         Failure::new("failed", format!("bench: this program cannot be found again: {error}"))
     })?;
     let suites = match asked.suite {
-        BenchSuite::Create | BenchSuite::Wake => vec![Suite::Life],
+        BenchSuite::Create => vec![Suite::Life],
+        BenchSuite::Wake => vec![Suite::Wake],
         BenchSuite::Exec => vec![Suite::Exec],
         BenchSuite::Density => vec![Suite::Density],
         BenchSuite::Storage => vec![Suite::Storage],
         BenchSuite::Images => vec![Suite::Images],
         BenchSuite::All => {
-            vec![Suite::Life, Suite::Exec, Suite::Density, Suite::Images, Suite::Storage]
+            vec![Suite::Life, Suite::Wake, Suite::Exec, Suite::Density, Suite::Images, Suite::Storage]
         }
     };
     let on = |filesystem: &BenchFilesystem| match filesystem {

@@ -1,0 +1,251 @@
+//! Wakes of a 1,024 MiB sandbox to the end of its first command over HTTP: with hot and with cold page cache, under
+//! traffic, and beside the least that a wake can be; then creates from machines that stand by, resumes of paused
+//! machines, and what these keep of the host's memory.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use types::Mebibytes;
+
+use crate::Options;
+use crate::daemon::Daemon;
+use crate::data;
+use crate::error::{During as _, Error, Result};
+use crate::phases::Phases;
+use crate::progress::Progress;
+use crate::reference::Reference;
+use crate::resident;
+use crate::sample::{Sample, mib, ms};
+use crate::table::{Row, Target};
+
+const MEMORY: Mebibytes = Mebibytes(1024);
+/// Clients that ask for one command after the other, each in the same sandbox, which is kept hot.
+const CLIENTS: usize = 2;
+/// Sandboxes that are paused at the same time.
+const WARM: usize = 20;
+/// How long something may take that the daemon does by itself.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at it.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The rows, and where the time of the wakes went.
+pub(crate) struct Found {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) notes: Vec<String>,
+}
+
+#[derive(Default)]
+struct Wakes {
+    hot: Sample,
+    cold: Sample,
+    traffic: Sample,
+    kept: Sample,
+    floor: Sample,
+    of_hot: Phases,
+    of_cold: Phases,
+    of_traffic: Phases,
+}
+
+pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Found> {
+    let may_drop = drop_page_cache();
+    let mut found = wakes(daemon, options, progress, &may_drop)?;
+    found.rows.push(standby(daemon, options, progress)?);
+    found.rows.push(resumes(daemon, options, progress)?);
+    let idle = idle_memory(daemon, progress);
+    found.rows.push(match idle {
+        Err(error) if !error.is_interrupted() => Row::missing("memory of idle warm sandboxes", error),
+        idle => idle?,
+    });
+    Ok(found)
+}
+
+fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &Result<()>) -> Result<Found> {
+    daemon.post("/sandboxes", &json!({ "name": "wakes", "memory_mb": MEMORY.0 }))?;
+    daemon.exec("wakes", &["true"])?;
+    let reference = Reference::new(daemon.data_dir())?;
+    let mut seen = Wakes::default();
+    for run in 1..=options.runs {
+        progress.step(&format!("wakes: run {run} of {}", options.runs))?;
+        seen.hot.push(wake(daemon, || Ok(()), &mut seen.of_hot)?);
+        seen.floor.push(ms(reference.load_template(MEMORY)?));
+        if may_drop.is_ok() {
+            seen.cold.push(wake(daemon, drop_page_cache, &mut seen.of_cold)?);
+        }
+        // No longer than it is needed: what a running machine maps is not dropped from the page cache.
+        daemon.post("/sandboxes", &json!({ "name": "busy", "memory_mb": MEMORY.0, "keep_hot": true }))?;
+        let phases = &mut seen.of_traffic;
+        seen.traffic.push(under_traffic(daemon, || wake(daemon, || Ok(()), phases))?);
+        seen.kept.push(ms(daemon.exec("busy", &["true"])?.0));
+        daemon.delete("busy")?;
+    }
+    daemon.delete("wakes")?;
+    let cold = match may_drop {
+        Ok(()) => Row::new("wake, 1024 MiB, cold page cache", "ms", seen.cold)
+            .against("hot page cache", seen.hot.clone())
+            .target(Target::AtMostTimes(1.6)),
+        Err(error) => Row::missing("wake, 1024 MiB, cold page cache", error),
+    };
+    Ok(Found {
+        rows: vec![
+            Row::new("wake, 1024 MiB, hot page cache", "ms", seen.hot.clone())
+                .against("bare VMM, load, first exec", seen.floor)
+                .target(Target::AtMostTimes(1.25)),
+            cold,
+            Row::new(format!("wake, 1024 MiB, {CLIENTS} clients busy"), "ms", seen.traffic)
+                .against("nobody else", seen.hot.clone())
+                .target(Target::AtMostTimes(2.0)),
+            Row::new("exec, 1024 MiB, kept hot", "ms", seen.kept).against("wake, hot page cache", seen.hot),
+        ],
+        notes: vec![
+            format!("wake with hot page cache: {}", seen.of_hot),
+            format!("wake with cold page cache: {}", seen.of_cold),
+            format!("wake under traffic: {}", seen.of_traffic),
+        ],
+    })
+}
+
+/// Puts the sandbox `wakes` to sleep, does `before`, and asks for a command.
+fn wake(daemon: &Daemon, before: impl FnOnce() -> Result<()>, phases: &mut Phases) -> Result<f64> {
+    daemon.post("/sandboxes/wakes/stop", &json!({}))?;
+    before()?;
+    let took = ms(daemon.exec("wakes", &["true"])?.0);
+    let view = daemon.get("/sandboxes/wakes")?;
+    if view["last_transition"]["verb"] != "start" {
+        return Err(Error::new("waking", view));
+    }
+    phases.add(&view["last_transition"]);
+    Ok(took)
+}
+
+/// Does `work` while clients have commands run elsewhere; each of them has had one run before it begins.
+fn under_traffic(daemon: &Daemon, work: impl FnOnce() -> Result<f64>) -> Result<f64> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (began, begun) = std::sync::mpsc::channel();
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let (began, over) = (began.clone(), &over);
+                scope.spawn(move || {
+                    while !over.load(Ordering::Relaxed) {
+                        daemon.exec("busy", &["true"])?;
+                        // Nobody counts any more once all have begun.
+                        let _counted = began.send(());
+                    }
+                    Ok::<(), Error>(())
+                })
+            })
+            .collect();
+        drop(began);
+        let all_begun = begun.iter().take(CLIENTS).count() == CLIENTS;
+        let outcome = if all_begun { work() } else { Err(Error::new("traffic", "there was none")) };
+        over.store(true, Ordering::Relaxed);
+        for client in clients {
+            client.join().map_err(|_| Error::new("traffic", "a thread panicked"))??;
+        }
+        outcome
+    })
+}
+
+/// Writes back what is dirty and forgets every clean page of the host.
+fn drop_page_cache() -> Result<()> {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").during("dropping the page cache")
+}
+
+/// Creates with a machine that stands by, in turn with creates from a template.
+fn standby(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Row> {
+    let standing = Daemon::start_with(options, data::linked(options)?, &["--standby", "1"], progress)?;
+    let (mut ours, mut theirs) = (Sample::default(), Sample::default());
+    for run in 1..=options.runs {
+        progress.step(&format!("create from standby and from template: run {run} of {}", options.runs))?;
+        let began = Instant::now();
+        loop {
+            // A create that found none is not counted: its successor may.
+            let (boot, took) = create(&standing)?;
+            if boot == "standby" {
+                ours.push(took);
+                break;
+            }
+            wait_a_little(began, "a machine that stands by")?;
+        }
+        let (boot, took) = create(daemon)?;
+        if boot != "template" {
+            return Err(Error::new("creating from a template", boot));
+        }
+        theirs.push(took);
+    }
+    Ok(Row::new("create from standby to first exec", "ms", ours)
+        .against("from template", theirs)
+        .target(Target::TimesBetter(3.0)))
+}
+
+/// How a new sandbox began and what it took to its first command; it is gone afterwards.
+fn create(daemon: &Daemon) -> Result<(String, f64)> {
+    let began = Instant::now();
+    let reply = daemon.post("/sandboxes", &json!({ "name": "created" }))?;
+    daemon.exec("created", &["true"])?;
+    let took = ms(began.elapsed());
+    daemon.delete("created")?;
+    Ok((reply["boot"].as_str().unwrap_or_default().to_owned(), took))
+}
+
+/// Commands in a paused sandbox, in turn with commands in the same one when it runs.
+fn resumes(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Row> {
+    let body = json!({ "name": "paused", "memory_mb": MEMORY.0, "warm_after_sec": 1 });
+    daemon.post("/sandboxes", &body)?;
+    let (mut ours, mut theirs) = (Sample::default(), Sample::default());
+    for run in 1..=options.runs {
+        progress.step(&format!("exec in a warm sandbox: run {run} of {}", options.runs))?;
+        until_warm(daemon, "paused")?;
+        ours.push(ms(daemon.exec("paused", &["true"])?.0));
+        theirs.push(ms(daemon.exec("paused", &["true"])?.0));
+    }
+    daemon.delete("paused")?;
+    Ok(Row::new("exec in a warm sandbox", "ms", ours)
+        .against("in a hot one", theirs)
+        .target(Target::AtMostTimes(1.3)))
+}
+
+fn until_warm(daemon: &Daemon, name: &str) -> Result<()> {
+    let began = Instant::now();
+    while daemon.get(&format!("/sandboxes/{name}"))?["thermal"] != "warm" {
+        wait_a_little(began, "a sandbox to be paused")?;
+    }
+    Ok(())
+}
+
+fn wait_a_little(since: Instant, what: &str) -> Result<()> {
+    if since.elapsed() > PATIENCE {
+        return Err(Error::new(format!("waiting for {what}"), "it takes too long"));
+    }
+    std::thread::sleep(LOOK);
+    Ok(())
+}
+
+/// What paused sandboxes keep of the host's memory, beside what their guests have written.
+fn idle_memory(daemon: &Daemon, progress: Progress<'_>) -> Result<Row> {
+    progress.step(&format!("memory of {WARM} warm sandboxes"))?;
+    let names: Vec<String> = (1..=WARM).map(|number| format!("warm-{number}")).collect();
+    for name in &names {
+        progress.go_on()?;
+        daemon.post("/sandboxes", &json!({ "name": name, "warm_after_sec": 1 }))?;
+        daemon.exec(name, &["true"])?;
+    }
+    let (mut ours, mut theirs) = (Sample::default(), Sample::default());
+    for name in &names {
+        until_warm(daemon, name)?;
+    }
+    for name in &names {
+        let resident = resident::of(&daemon.sandbox_dir(name)?)?;
+        ours.push(mib(resident.proportional));
+        theirs.push(mib(resident.written));
+    }
+    for name in &names {
+        daemon.delete(name)?;
+    }
+    Ok(Row::new(format!("host memory of each of {WARM} idle warm sandboxes"), "MiB", ours)
+        .against("what the guest wrote", theirs)
+        .target(Target::AtMostTimes(1.3)))
+}
