@@ -86,7 +86,7 @@ impl Store {
             Ok(key) if !key.trim().is_empty() => Ok(key.trim().to_owned()),
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("read", path, error)),
             Ok(_) | Err(_) => {
-                self.write_private(&path, format!("{fresh}\n").as_bytes())?;
+                self.write_private(path, format!("{fresh}\n").as_bytes())?;
                 Ok(fresh.to_owned())
             }
         }
