@@ -338,10 +338,14 @@ mod tests {
     #[test]
     fn who_waits_is_counted_until_its_turn() {
         let metrics = Metrics::default();
+        let seen = || {
+            let counts = metrics.counts();
+            (counts.waiting, counts.queued.count)
+        };
         let waits = metrics.queued();
-        assert_eq!((metrics.counts().waiting, metrics.counts().queued.count), (1, 0));
+        assert_eq!(seen(), (1, 0));
         drop(waits);
-        assert_eq!((metrics.counts().waiting, metrics.counts().queued.count), (0, 1));
+        assert_eq!(seen(), (0, 1));
     }
 
     #[test]

@@ -254,8 +254,6 @@ mod tests {
         assert!(host.set_secret(&admin, &name, "first".to_owned()).await.unwrap().1);
         let (view, new) = host.set_secret(&admin, &name, marker.to_owned()).await.unwrap();
         assert!(!new && view.used_by.is_empty() && view.created_at <= view.updated_at);
-        host.shutdown(false).await.unwrap();
-        drop(host);
 
         let mut files = 0;
         for entry in std::fs::read_dir(dir.path()).unwrap().flatten() {
@@ -269,9 +267,10 @@ mod tests {
         let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&key).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
 
-        let host = Host::open(HostConfig::new(dir.path())).await.unwrap();
+        // What opens the same files anew knows them, too.
+        let again = Services::open(HostConfig::new(dir.path())).unwrap();
         let names = [name.clone(), "NO".parse().unwrap()];
-        let (values, gone) = host.inner.services.secret_values(&admin, &names).await.unwrap();
+        let (values, gone) = again.secret_values(&admin, &names).await.unwrap();
         assert_eq!(values, [("API_KEY".to_owned(), marker.to_owned())].into());
         assert_eq!(gone, names[1..]);
         let other: Owner = "other".parse().unwrap();
@@ -288,8 +287,6 @@ mod tests {
         assert_eq!(host.require_secrets(&other, &names[..1]).await.unwrap_err().kind(), ErrorKind::Corrupt);
         host.delete_secret(&admin, &name, false).await.unwrap();
         assert_eq!(host.delete_secret(&admin, &name, false).await.unwrap_err().kind(), ErrorKind::NotFound);
-        host.shutdown(false).await.unwrap();
-        drop(host);
 
         // Another key opens nothing, and one that is none is told as that.
         let config = HostConfig {
@@ -298,13 +295,12 @@ mod tests {
             )),
             ..HostConfig::new(dir.path())
         };
-        let host = Host::open(config).await.unwrap();
-        assert_eq!(host.require_secrets(&other, &names[..1]).await.unwrap_err().kind(), ErrorKind::Corrupt);
-        host.shutdown(false).await.unwrap();
-        drop(host);
+        let stranger = Services::open(config).unwrap();
+        let opened = stranger.secret_values(&other, &names[..1]).await;
+        assert_eq!(opened.unwrap_err().kind(), ErrorKind::Corrupt);
         std::fs::write(&key, "nonsense\n").unwrap();
-        let host = Host::open(HostConfig::new(dir.path())).await.unwrap();
-        let error = host.set_secret(&admin, &name, "x".to_owned()).await.unwrap_err();
+        let confused = Services::open(HostConfig::new(dir.path())).unwrap();
+        let error = confused.seal(&admin, &name, "x".to_owned()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotReady);
     }
 }
