@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -195,5 +196,12 @@ impl Drop for Daemon {
         let _gone = self.clear();
         let _killed = self.child.kill();
         let _reaped = self.child.wait();
+        // Machines that stand by are no sandboxes: nobody destroyed them, and only the bench's are in this directory.
+        let Ok(dir) = self.dir.path().canonicalize() else { return };
+        for user in image::users_of_dir(&dir).unwrap_or_default() {
+            if let Some(pid) = i32::try_from(user.pid).ok().and_then(Pid::from_raw) {
+                let _gone = kill_process(pid, Signal::KILL);
+            }
+        }
     }
 }
