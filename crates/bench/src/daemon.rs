@@ -194,14 +194,10 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         // Destroyed by the daemon, so that no VMM is left; what fails here fails on the way out and has nobody to tell.
         let _gone = self.clear();
-        let _killed = self.child.kill();
-        let _reaped = self.child.wait();
-        // Machines that stand by are no sandboxes: nobody destroyed them, and only the bench's are in this directory.
-        let Ok(dir) = self.dir.path().canonicalize() else { return };
-        for user in image::users_of_dir(&dir).unwrap_or_default() {
-            if let Some(pid) = i32::try_from(user.pid).ok().and_then(Pid::from_raw) {
-                let _gone = kill_process(pid, Signal::KILL);
-            }
+        // SIGTERM and not a kill: a daemon that ends in order ends the machines that stand by, too.
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _told = kill_process(pid, Signal::TERM);
         }
+        let _reaped = self.child.wait();
     }
 }
