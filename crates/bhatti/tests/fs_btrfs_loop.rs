@@ -187,8 +187,10 @@ fn look(root: &Path, dir: &Path, seen: &mut BTreeMap<PathBuf, String>, first: &m
     let meta = fs::metadata(dir).unwrap();
     let below = dir.strip_prefix(root).unwrap().to_owned();
     seen.insert(below, format!("dir {:o} {}:{}", meta.mode(), meta.uid(), meta.gid()));
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
+    let mut paths: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    // Of several names of a file the first one stands for it, in an order that is no filesystem's.
+    paths.sort();
+    for path in paths {
         let meta = fs::symlink_metadata(&path).unwrap();
         let below = path.strip_prefix(root).unwrap().to_owned();
         if meta.is_dir() {
