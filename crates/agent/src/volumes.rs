@@ -30,7 +30,7 @@ const NAMED: usize = 3;
 /// Mounts a volume; one that is mounted there already is as good.
 pub fn mount(volume: &VolumeMount) -> Result<(), Failure> {
     let path = checked(volume)?;
-    let Some(disk) = wait_for(DISK_WITHIN, || disk_of(&volume.serial)) else {
+    let Some(disk) = wait_for(DISK_WITHIN, || living_disk_of(&volume.serial)) else {
         return Err(told(volume, ErrorCode::NotFound, "its disk does not appear"));
     };
     match mounted_at(path) {
@@ -111,7 +111,7 @@ pub fn grow(growth: &VolumeGrowth) -> Result<(), Failure> {
 /// Plays back the journal of a clone that was plugged in: mounted out of sight for a moment, so that its next user finds
 /// it as if it had been unmounted.
 pub fn settle(volume: &VolumeMount) -> Result<(), Failure> {
-    let Some(disk) = wait_for(DISK_WITHIN, || disk_of(&volume.serial)) else {
+    let Some(disk) = wait_for(DISK_WITHIN, || living_disk_of(&volume.serial)) else {
         return Err(told(volume, ErrorCode::NotFound, "its disk does not appear"));
     };
     let place = Path::new(OUT_OF_SIGHT).join(&volume.serial);
@@ -152,6 +152,14 @@ fn disk_of(serial: &str) -> Option<PathBuf> {
         let known = fs::read_to_string(disk.path().join("serial")).ok()?;
         let node = Path::new("/dev").join(disk.file_name());
         (known.trim() == serial && node.exists()).then_some(node)
+    })
+}
+
+/// The same, once it can be used: a disk has its name some time before it lives, and for some time after it is gone.
+fn living_disk_of(serial: &str) -> Option<PathBuf> {
+    disk_of(serial).filter(|disk| match File::open(disk) {
+        Ok(_) => true,
+        Err(error) => Errno::from_io_error(&error) != Some(Errno::NXIO),
     })
 }
 
