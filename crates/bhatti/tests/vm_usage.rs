@@ -39,7 +39,8 @@ fn a_sandbox_takes_what_it_wrote_and_its_files_add_up() {
     assert_eq!(usage["exact"], true, "{}", usage["note"]);
     let (writer, idle) = (named(&usage["sandboxes"], "writer"), named(&usage["sandboxes"], "idle"));
     let more = bytes(writer, "exclusive_bytes") - bytes(idle, "exclusive_bytes");
-    assert!((11 * MIB..20 * MIB).contains(&more), "{writer}\n{idle}");
+    // xfs allocates as much again beyond the end of a file that somebody writes to.
+    assert!((11 * MIB..32 * MIB).contains(&more), "{writer}\n{idle}");
     let image = named(&usage["objects"], "minimal");
     assert!(bytes(image, "apparent_bytes") >= 1 << 30 && bytes(image, "physical_bytes") < 1 << 30);
     assert_eq!(bytes(image, "exclusive_bytes"), 0, "this image has names in another data directory, too");

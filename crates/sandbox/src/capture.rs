@@ -19,7 +19,7 @@ use vm::{GuestRam, Machine};
 use crate::actor::{Actor, Running};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ram::{CaptureBuffer, Captured};
-use crate::services::blocking;
+use crate::services::{blocking, devices_not_saved};
 use crate::state::State;
 use crate::timing::Stopwatch;
 use crate::view::Timings;
@@ -393,7 +393,7 @@ async fn copy(
     still: StandingStill<'_>,
     staged: StagedSnapshot,
 ) -> Result<(StagedSnapshot, Option<Captured>)> {
-    let there = dir.clone();
+    let (there, store) = (dir.clone(), still.store.clone());
     if let VolumeCopies::Watched(ports) = still.volumes {
         for port in ports {
             machine.start_copy(*port).await?;
@@ -427,7 +427,7 @@ async fn copy(
     // The VMM writes its devices while the pages are copied: neither touches the other's.
     let (copied, saved) = tokio::join!(pages, devices);
     let (staged, pages) = copied?;
-    saved?;
+    saved.map_err(|error| devices_not_saved(&store, error))?;
     if !still.with_memory {
         return Ok((staged, pages));
     }

@@ -234,6 +234,23 @@ impl Services {
     }
 }
 
+/// Why a device state was not saved: the VMM does not say that the disk is full.
+pub(crate) fn devices_not_saved(store: &Store, error: vm::Error) -> Error {
+    const LEAST: Bytes = Bytes(4 << 20);
+    match store.space() {
+        Ok(space) if space.free < LEAST => {
+            let free = space.free;
+            let what = format!(
+                "the device state needs room, and the data directory's filesystem has {free}: it is full"
+            );
+            Error::new(ErrorKind::NoSpace, what)
+                .hint("destroy what is not needed, `bhatti gc`, or make room there")
+                .source(error)
+        }
+        _ => error.into(),
+    }
+}
+
 /// The one door through which blocking work enters: runs `work` on a thread that may wait.
 pub(crate) async fn blocking<T, F>(work: F) -> Result<T>
 where

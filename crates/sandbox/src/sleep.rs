@@ -20,7 +20,7 @@ use crate::capture::unreadable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch::{self, ATTACH_TIMEOUT};
 use crate::ram::Ram;
-use crate::services::blocking;
+use crate::services::{blocking, devices_not_saved};
 use crate::state::{Happening, State};
 use crate::timing::Stopwatch;
 use crate::view::{Report, Timings};
@@ -147,7 +147,7 @@ impl Actor {
         let dir = self.dir.clone();
         let path = blocking(move || Ok(dir.stage_devices()?)).await?;
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        Ok(machine.save_devices(name).await?)
+        machine.save_devices(name).await.map_err(|error| devices_not_saved(&self.services.store, error))
     }
 
     /// After a failed stop: the guest goes on as if nothing had been. Only when the commit could be neither confirmed
