@@ -426,8 +426,14 @@ async fn copy(
     };
     // The VMM writes its devices while the pages are copied: neither touches the other's.
     let (copied, saved) = tokio::join!(pages, devices);
-    let (staged, pages) = copied?;
-    saved.map_err(|error| devices_not_saved(&store, error))?;
+    let saved = saved.map_err(|error| devices_not_saved(&store, error));
+    let (staged, pages) = match copied.and_then(|copied| saved.map(|()| copied)) {
+        Ok(copied) => copied,
+        Err(error) => {
+            drop_devices(dir).await;
+            return Err(error);
+        }
+    };
     if !still.with_memory {
         return Ok((staged, pages));
     }
@@ -437,6 +443,15 @@ async fn copy(
         Ok((staged, pages))
     })
     .await
+}
+
+/// Removes a device state that was written for nothing.
+pub(crate) async fn drop_devices(dir: &SandboxDir) {
+    let dir = dir.clone();
+    if let Err(error) = blocking(move || Ok(dir.drop_devices()?)).await {
+        // It is a staging file: whoever opens the store next removes it.
+        tracing::warn!(error = %error.with_causes(), "a device state that nobody needs could not be removed");
+    }
 }
 
 fn refuses_now() -> Error {

@@ -147,7 +147,12 @@ impl Actor {
         let dir = self.dir.clone();
         let path = blocking(move || Ok(dir.stage_devices()?)).await?;
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        machine.save_devices(name).await.map_err(|error| devices_not_saved(&self.services.store, error))
+        if let Err(error) = machine.save_devices(name).await {
+            let error = devices_not_saved(&self.services.store, error);
+            crate::capture::drop_devices(&self.dir).await;
+            return Err(error);
+        }
+        Ok(())
     }
 
     /// After a failed stop: the guest goes on as if nothing had been. Only when the commit could be neither confirmed

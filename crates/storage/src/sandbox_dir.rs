@@ -310,6 +310,14 @@ impl SandboxDir {
         Ok(path)
     }
 
+    /// Removes a device state that nothing is going to take.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn drop_devices(&self) -> Result<()> {
+        durable::remove_if_there(&self.path.join(layout::VM_SNAP_NEW)).map(drop)
+    }
+
     /// The commit of a stop: memory and device state become part of the manifest's generation. `manifest` is the one to
     /// be committed but for `state` and `memory`, which are set here. Returns it as committed.
     ///
