@@ -216,15 +216,7 @@ impl Services {
     /// Refuses new work that the data root's filesystem has no room for: a machine that meets a full disk stands still,
     /// and everybody else's with it.
     pub(crate) fn require_space(&self, least: Bytes, what: &str) -> Result<()> {
-        let free = self.store.space()?.free;
-        if free >= least {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::NoSpace,
-            format!("{what} needs {least} free, and the data directory's filesystem has {free}: it is full"),
-        )
-        .hint("destroy what is not needed, `bhatti gc`, or make room there"))
+        require_space(&self.store, least, what)
     }
 
     /// The index, for a call that ends in well under a millisecond.
@@ -234,19 +226,22 @@ impl Services {
     }
 }
 
+fn require_space(store: &Store, least: Bytes, what: &str) -> Result<()> {
+    let free = store.space()?.free;
+    if free >= least {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::NoSpace,
+        format!("{what} needs {least} free, and the data directory's filesystem has {free}: it is full"),
+    )
+    .hint("destroy what is not needed, `bhatti gc`, or make room there"))
+}
+
 /// Why a device state was not saved: the VMM does not say that the disk is full.
 pub(crate) fn devices_not_saved(store: &Store, error: vm::Error) -> Error {
-    const LEAST: Bytes = Bytes(4 << 20);
-    match store.space() {
-        Ok(space) if space.free < LEAST => {
-            let free = space.free;
-            let what = format!(
-                "the device state needs room, and the data directory's filesystem has {free}: it is full"
-            );
-            Error::new(ErrorKind::NoSpace, what)
-                .hint("destroy what is not needed, `bhatti gc`, or make room there")
-                .source(error)
-        }
+    match require_space(store, Bytes(4 << 20), "the device state") {
+        Err(full) if full.kind() == ErrorKind::NoSpace => full.source(error),
         _ => error.into(),
     }
 }
