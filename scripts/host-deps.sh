@@ -25,6 +25,7 @@ wanted=(
     "qemu-img qemu-utils"
     "mmdebstrap mmdebstrap"
     "mke2fs e2fsprogs"
+    "passt passt"
     "zstd zstd"
     "xz xz-utils"
     "dpkg-deb dpkg"

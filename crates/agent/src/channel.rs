@@ -20,6 +20,7 @@ use wire::{
 use crate::config;
 use crate::console::say;
 use crate::identity;
+use crate::network;
 use crate::serve::{Agent, Stream, random_nonce};
 use crate::spawn::window;
 use crate::volumes;
@@ -202,6 +203,7 @@ impl Agent {
             None if attach.identity.is_some() => self.secrets.clear(),
             None => {}
         }
+        self.take_network(attach, warnings);
         let Some(own) = &attach.identity else { return Ok(()) };
         self.boot_nonce = random_nonce();
         identity::assume(Path::new("/"), own, warnings);
@@ -226,6 +228,18 @@ impl Agent {
         }
         self.sandbox_id = Some(own.sandbox_id.clone());
         Ok(())
+    }
+
+    /// What it was told already it keeps as it is: a guest that wakes goes on where it was, whatever its user has made
+    /// of the card since.
+    fn take_network(&mut self, attach: &Attach, warnings: &mut Vec<String>) {
+        match &attach.net {
+            Some(told) if self.net.as_ref() == Some(told) => {}
+            Some(told) => network::assume(Path::new("/"), told, warnings),
+            None if attach.identity.is_some() && self.net.is_some() => network::forget(warnings),
+            None => return,
+        }
+        self.net.clone_from(&attach.net);
     }
 
     /// Ends the session with a host: its commands are killed, its looks at sessions end, nothing else changes.

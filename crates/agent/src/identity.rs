@@ -76,7 +76,7 @@ fn write_hostname(root: &Path, name: &str) -> io::Result<()> {
 }
 
 /// Without a change nothing is written: each block written is one that the sandbox no longer shares.
-fn write_if_changed(path: &Path, content: &str) -> io::Result<()> {
+pub fn write_if_changed(path: &Path, content: &str) -> io::Result<()> {
     if fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
         return Ok(());
     }

@@ -23,6 +23,7 @@ mod info;
 mod lines;
 mod listeners;
 mod modules;
+mod network;
 mod open;
 mod outbox;
 mod poll;

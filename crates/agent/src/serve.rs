@@ -63,6 +63,8 @@ pub struct Agent {
     pub(crate) environment: BTreeMap<String, String>,
     /// Laid over it; told with each session anew.
     pub(crate) secrets: BTreeMap<String, String>,
+    /// What the network card was set to.
+    pub(crate) net: Option<wire::Net>,
     /// What commands get that say nothing themselves.
     pub(crate) defaults: wire::CommandDefaults,
     pub(crate) power_off: bool,
@@ -95,6 +97,7 @@ impl Agent {
             init_started: false,
             environment: BTreeMap::new(),
             secrets: BTreeMap::new(),
+            net: None,
             defaults: wire::CommandDefaults::default(),
             power_off: false,
             root_disk,

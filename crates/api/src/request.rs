@@ -26,6 +26,13 @@ pub struct CreateRequest {
     /// Names of secrets to be given to the sandbox.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
+    /// How it reaches the world: `user` (through passt) or `none`; as the daemon was told when missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub net: Option<String>,
+    /// What it may reach: `none` alone, or any of `public` (every address of the internet; so when missing), prefixes of
+    /// addresses (`10.1.0.0/16`) and names (`pypi.org`, `*.debian.org`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Vec<String>>,
     /// Files placed before the first command.
     pub files: Vec<FileSpec>,
     /// Volumes attached from the start.
@@ -65,6 +72,8 @@ impl Default for CreateRequest {
             disk_size_mb: None,
             env: BTreeMap::new(),
             secrets: Vec::new(),
+            net: None,
+            egress: None,
             files: Vec::new(),
             volumes: Vec::new(),
             init: None,

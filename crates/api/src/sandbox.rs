@@ -46,7 +46,11 @@ pub struct Sandbox {
     /// The secrets that it is given, by name.
     #[serde(default)]
     pub secrets: Vec<String>,
-    /// Address in the sandbox network, when there is one.
+    /// How it reaches the world: `user` or `none`.
+    pub net: String,
+    /// What it may reach.
+    pub egress: Vec<String>,
+    /// Its own IPv4 address, on a line that it is alone on; null without a network.
     pub ip: Option<String>,
     /// RFC 3339.
     pub created_at: String,

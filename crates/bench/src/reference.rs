@@ -81,6 +81,7 @@ impl Reference {
             }),
             config: Some(PathBuf::from(layout::CONFIG_DRIVE)),
             volumes: Vec::new(),
+            nic: None,
             tsc_khz: vm::host_tsc_khz(),
             incoming,
         })
@@ -135,6 +136,7 @@ impl Reference {
             memory,
             ram_base: self.store.ram_base(&template.ram_base(), memory).during("looking for a RAM base")?,
             root: Some(root),
+            nic: None,
             tsc_khz: None,
             ..self.spec(true)?
         };
@@ -253,6 +255,7 @@ async fn run(machine: &Machine, argv: &[&str]) -> Result<()> {
         grow_root_to: None,
         volumes: Vec::new(),
         secrets: None,
+        net: None,
         deadline,
     };
     let (guest, _welcome) = Guest::attach(channel, options).await.during("attaching")?;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use types::{After, ImageName, SandboxName, SecretName};
+use types::{After, ImageName, NetMode, SandboxName, SecretName};
 
 pub use image::{Image, ImageDelete, ImageImport};
 pub use secret::{Secret, SecretDelete, SecretSet};
@@ -206,6 +206,16 @@ pub enum Accelerator {
     Tcg,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Net {
+    /// `user` where passt is installed, else `none`
+    Auto,
+    /// Through passt, a process for each that runs; needs no root
+    User,
+    /// Not at all, whatever they ask for
+    None,
+}
+
 #[derive(Debug, Args)]
 pub struct Serve {
     /// Address for TCP, or `none` for the unix socket only
@@ -244,6 +254,9 @@ pub struct Serve {
     /// What executes guests
     #[arg(long, value_enum, default_value_t = Accelerator::Auto)]
     pub accel: Accelerator,
+    /// How sandboxes reach the world
+    #[arg(long, value_enum, default_value_t = Net::Auto)]
+    pub net: Net,
     /// Seconds that a guest may take to boot
     #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub boot_timeout: u64,
@@ -402,6 +415,13 @@ pub struct Create {
     /// Give it a secret, as a variable of that name in every command
     #[arg(long, value_name = "NAME")]
     pub secret: Vec<SecretName>,
+    /// How it reaches the world: `user` (through passt) or `none` [default: as the daemon was told]
+    #[arg(long, value_name = "MODE")]
+    pub net: Option<NetMode>,
+    /// What it may reach: `none` alone, or `public`, names (pypi.org, *.debian.org) and prefixes (10.1.0.0/16) [default:
+    /// public]
+    #[arg(long, value_name = "RULE", num_args = 1..)]
+    pub egress: Vec<String>,
     /// Place a file before the first command
     #[arg(long, value_name = "LOCAL:GUEST[:MODE]")]
     pub file: Vec<FileArg>,
@@ -423,7 +443,7 @@ pub struct Create {
     #[arg(
         long,
         value_name = "SANDBOX|SNAPSHOT",
-        conflicts_with_all = ["image", "cpus", "memory", "env", "secret", "file", "volume", "init"]
+        conflicts_with_all = ["image", "cpus", "memory", "env", "secret", "net", "egress", "file", "volume", "init"]
     )]
     pub from: Option<String>,
     /// Refuse instead of taking the slow path

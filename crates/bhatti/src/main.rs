@@ -26,6 +26,10 @@ use crate::failure::{FAILED, Failure};
 
 fn main() -> ExitCode {
     terminal::restore_on_panic();
+    // Nothing else is needed for it, and there is one for each sandbox that runs.
+    if std::env::args_os().nth(1).is_some_and(|word| word == serve::NET_RELAY) {
+        return net_relay();
+    }
     let wants_json = std::env::args_os().skip(1).take_while(|arg| arg != "--").any(|arg| arg == "--json");
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -56,6 +60,25 @@ fn main() -> ExitCode {
     match outcome {
         Ok(status) => ExitCode::from(status),
         Err(failure) => fail(&failure, json),
+    }
+}
+
+/// Lets through, between standard input and output, what the rules in the arguments allow.
+fn net_relay() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(2).collect();
+    let relayed = match types::Egress::from_words(&words) {
+        Ok(egress) => net::relay(egress).map_err(|error| match std::error::Error::source(&error) {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        }),
+        Err(error) => Err(error.to_string()),
+    };
+    match relayed {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("net-relay: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -16,18 +16,21 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sandbox::{Host, HostConfig, PublishLimits, SecretsKeyText, ThermalConfig};
+use sandbox::{Host, HostConfig, NetDefault, PublishLimits, SecretsKeyText, ThermalConfig};
 use server::{AdminKey, Listeners, Published};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use types::{Accel, Mebibytes, StorageLayout, ThermalTimes};
 
-use crate::args::{Accelerator, Global, Layout, Listen, Serve};
+use crate::args::{Accelerator, Global, Layout, Listen, Net, Serve};
 use crate::client::data_dir;
 use crate::failure::{Failure, Result, USAGE};
 use crate::socket::ShortPath;
 use crate::{notify, output};
+
+/// What the process between a VMM and passt is called on the command line; nobody types it.
+pub const NET_RELAY: &str = "net-relay";
 
 /// Runs until a signal asks for the end.
 pub async fn serve(global: &Global, asked: Serve) -> Result<u8> {
@@ -137,6 +140,13 @@ fn config(global: &Global, asked: &Serve) -> Result<HostConfig> {
             wakes: usize::from(asked.publish_wakes),
         },
         backup_to: asked.backup_to.clone(),
+        net: match asked.net {
+            Net::Auto => NetDefault::Auto,
+            Net::User => NetDefault::User,
+            Net::None => NetDefault::None,
+        },
+        // This very program, also when its file has been replaced since it was started.
+        net_relay: vec!["/proc/self/exe".to_owned(), NET_RELAY.to_owned()],
         secrets_key: secrets_key()?,
     })
 }

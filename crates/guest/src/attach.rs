@@ -31,6 +31,8 @@ pub struct AttachOptions {
     pub volumes: Vec<VolumeMount>,
     /// The sandbox's secrets as they are now; `None` leaves those that the guest knows.
     pub secrets: Option<wire::Secrets>,
+    /// How it reaches the world; `None` leaves what it was told before, or is nothing for a new identity.
+    pub net: Option<wire::Net>,
     /// When to give up.
     pub deadline: Instant,
 }
@@ -88,6 +90,7 @@ fn hello(options: AttachOptions, nonce: Nonce, entropy: Entropy) -> Result<Vec<u
         grow_root_to: options.grow_root_to,
         volumes: options.volumes,
         secrets: options.secrets,
+        net: options.net,
     };
     let mut hello = vec![0; if options.pad { PADDING_LEN } else { 0 }];
     hello.extend_from_slice(&ATTACH_MAGIC);

@@ -106,6 +106,7 @@ async fn try_kvm(services: &Services, qemu: &Qemu, kernel: &storage::KernelRecor
         root: None,
         volumes: Vec::new(),
         config: None,
+        nic: None,
         tsc_khz: None,
         incoming: false,
     };

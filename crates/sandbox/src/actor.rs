@@ -456,6 +456,7 @@ impl Actor {
             labels: manifest.labels.clone(),
             volumes: if self.state == State::Gone { Vec::new() } else { volumes_of(manifest) },
             secrets: manifest.secrets.clone(),
+            net: net_of(manifest),
             created_at: manifest.created_at,
             last_active_at: self.shared.activity.last_active(),
             generation: manifest.generation,
@@ -484,6 +485,13 @@ pub(crate) fn volumes_of(manifest: &Manifest) -> Vec<VolumeMount> {
         read_only: volume.read_only,
     };
     manifest.volumes.iter().map(mount).collect()
+}
+
+/// How a manifest has its sandbox reach the world.
+pub(crate) fn net_of(manifest: &Manifest) -> Option<crate::view::NetView> {
+    let record = manifest.net.as_ref()?;
+    let egress = record.egress.clone();
+    Some(crate::view::NetView { mode: record.mode, egress, ip: crate::network::address(&manifest.id).v4 })
 }
 
 /// The state in which a manifest leaves a sandbox that has no machine.

@@ -1,6 +1,7 @@
 //! From files on disk to a machine that runs: the way of every sandbox that does not boot.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use crate::attached;
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch::{self, Frame, Greeting};
 use crate::memory::Share;
+use crate::network::{self, Wired, Wiring};
 use crate::ram::{Captured, DECODE_AHEAD, Decoded, Ram};
 use crate::services::{Services, blocking};
 use crate::timing::Stopwatch;
@@ -130,11 +132,13 @@ pub(crate) async fn bring_up(
         Volumes::ToBePlugged => Vec::new(),
     };
     let at = At { dir: dir.path(), lock };
-    let machine = load(services, at, manifest, pages, devices, plugged, watch).await?;
-    let_go(services, manifest, (machine, memory), start, watch).await
+    let Wiring { vmm, line } = services.wire(manifest, dir.path())?;
+    let machine = load(services, at, manifest, pages, devices, plugged, vmm, watch).await?;
+    let_go(services, manifest, (machine, memory, line), start, watch).await
 }
 
-/// A machine that is loaded and paused, with `plugged` of its volumes. The VMM is gone when this fails.
+/// A machine that is loaded and paused, with `plugged` of its volumes, its network card on `line`. The VMM is gone when this fails.
+#[allow(clippy::too_many_arguments, reason = "what a machine is made of, each of another kind")]
 pub(crate) async fn load(
     services: &Services,
     at: At<'_>,
@@ -142,6 +146,7 @@ pub(crate) async fn load(
     pages: Pages,
     devices: File,
     plugged: Vec<vm::VolumeDisk>,
+    line: Option<OwnedFd>,
     watch: &mut Stopwatch,
 ) -> Result<Machine> {
     let ready = pages.make_ready();
@@ -155,8 +160,14 @@ pub(crate) async fn load(
         ))
     })
     .await?;
-    let spec = Frame { volumes: plugged, ..Frame::of(manifest, below) }.spec(qemu, &kernel, base, true);
-    let machine = Machine::launch(qemu, &spec, at.dir, at.lock).await?;
+    let spec = Frame { volumes: plugged, ..Frame::of(manifest, below) }.spec(
+        qemu,
+        &kernel,
+        base,
+        true,
+        line.is_some(),
+    );
+    let machine = Machine::launch_on_line(qemu, &spec, at.dir, at.lock, line).await?;
     watch.lap("spawn");
     let loaded = async {
         ready.write_to(&machine).await?;
@@ -178,7 +189,7 @@ pub(crate) async fn load(
 pub(crate) async fn let_go(
     services: &Services,
     manifest: &Manifest,
-    (machine, memory): (Machine, Share),
+    (machine, memory, line): (Machine, Share, Wired),
     start: Start,
     watch: &mut Stopwatch,
 ) -> Result<(Running, Vec<String>)> {
@@ -206,13 +217,14 @@ pub(crate) async fn let_go(
         let timeout = services.config.boot_timeout;
         let (secrets, missing) = services.secrets_of(manifest).await?;
         let identity = Some(start.identity);
-        let greeting = Greeting { identity, pad: start.pad, grow: start.grow, mounts, secrets };
+        let net = network::told(manifest);
+        let greeting = Greeting { identity, pad: start.pad, grow: start.grow, mounts, secrets, net };
         let (guest, welcome) = launch::attach(&machine, greeting, timeout).await?;
         if let Some(why) = welcome.unmounted.into_iter().next() {
             return Err(Error::new(ErrorKind::GuestRefused, why).hint("attach it elsewhere, or leave it out"));
         }
         watch.lap("attach");
-        Ok((guest, missing.into_iter().chain(welcome.warnings).collect()))
+        Ok((guest, missing.into_iter().chain(welcome.warnings).chain(line.warning()).collect()))
     };
     match going.await {
         Ok((guest, warnings)) => Ok((Running::new(machine, guest, memory), warnings)),

@@ -22,6 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::launch;
 use crate::lease::Activity;
 use crate::memory::Share;
+use crate::network::Wired;
 use crate::services::{ROOM_FOR_A_SANDBOX, Services, blocking};
 use crate::standby::Standby;
 use crate::state::{Happening, State};
@@ -47,11 +48,12 @@ pub(crate) async fn create(
         Found::Made => "template_boot",
     });
     let mut manifest = manifest(&SandboxId::random(), &spec, &wish, &template, disk_size)?;
+    manifest.net = services.network.plan(&spec)?;
     let given = Given::of(&spec, &wish.image);
     let (dir, cloned, machine) = match services.standbys.take(&wish.key()).await {
         Some(standby) => {
             manifest.id = standby.id.clone();
-            let (dir, cloned, machine) = dress(&given, manifest.clone(), standby).await?;
+            let (dir, cloned, machine) = dress(services, &given, manifest.clone(), standby).await?;
             (dir, cloned, Some(machine))
         }
         None => {
@@ -128,6 +130,7 @@ pub(crate) fn actor(
         labels: manifest.labels.clone(),
         volumes: crate::actor::volumes_of(&manifest),
         secrets: manifest.secrets.clone(),
+        net: crate::actor::net_of(&manifest),
         created_at: manifest.created_at,
         last_active_at: activity.last_active(),
         generation: manifest.generation,
@@ -256,6 +259,7 @@ pub(crate) fn manifest(
         ram_base: template.ram_base(),
         volumes: Vec::new(),
         secrets: spec.secrets.clone(),
+        net: None,
         machine: template.spec.machine.clone(),
         memory: None,
     };
@@ -311,11 +315,13 @@ impl Given {
 /// Makes a machine that stood by the sandbox's own, as far as files go; the guest has not run yet. The VMM is gone
 /// when this fails.
 async fn dress(
+    services: &Services,
     given: &Given,
     manifest: Manifest,
     standby: Standby,
-) -> Result<(SandboxDir, CloneMethod, (Machine, Share))> {
-    let Standby { staged, machine, memory, clone, .. } = standby;
+) -> Result<(SandboxDir, CloneMethod, (Machine, Share, Wired))> {
+    let Standby { staged, machine, memory, far, clone, .. } = standby;
+    let of = manifest.clone();
     let given = given.clone();
     let named = blocking(move || {
         // Written over the empty one that the VMM has open; the guest has read nothing of it.
@@ -323,7 +329,10 @@ async fn dress(
         Ok(staged.commit(&manifest)?)
     });
     match named.await {
-        Ok(dir) => Ok((dir, clone, (machine, memory))),
+        Ok(dir) => {
+            let line = far.map_or_else(Wired::default, |far| services.connect(&of, far, dir.path()));
+            Ok((dir, clone, (machine, memory, line)))
+        }
         Err(error) => {
             machine.kill().await?;
             Err(error)

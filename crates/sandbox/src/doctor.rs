@@ -74,6 +74,7 @@ pub async fn doctor(config: HostConfig) -> Result<DoctorReport> {
     checks.push(accelerator(&services).await);
     checks.extend(filesystem(&services).await);
     checks.push(layout(&services).await);
+    checks.push(network());
     checks.push(host());
     Ok(DoctorReport { checks })
 }
@@ -221,6 +222,24 @@ async fn layout(services: &Services) -> Check {
                 .costs("it is found out by making a few root disks of each")
                 .fix(fix)
         }
+    }
+}
+
+/// How sandboxes can reach the world.
+fn network() -> Check {
+    match net::User::find(Vec::new()) {
+        Ok(user) => check(
+            "network",
+            Verdict::Ok,
+            format!(
+                "user (the default): {}{}",
+                user.passt().display(),
+                if net::host_has_v6() { "" } else { ", IPv4 only" }
+            ),
+        ),
+        Err(error) => check("network", Verdict::Warn, format!("none: {error}"))
+            .costs("sandboxes have no network: nothing can be installed or fetched in them")
+            .fix("apt-get install passt"),
     }
 }
 

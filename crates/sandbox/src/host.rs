@@ -84,6 +84,9 @@ impl Host {
                 _lock: lock,
             }),
         };
+        if let Some(why) = host.inner.services.network.why_not() {
+            tracing::info!(why, "sandboxes have no network");
+        }
         crate::tasks::bury(&host.inner.services)?;
         crate::reopen::reopen(&host).await?;
         let rooms = host.inner.services.who_needs_room.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -401,6 +404,12 @@ pub(crate) async fn send<T>(entry: &Entry, command: impl FnOnce(Reply<T>) -> Com
     answer.await.map_err(|_dropped| gone())?
 }
 
+/// Whether a sandbox reaches the world as was asked for.
+fn net_agrees(spec: &SandboxSpec, has: Option<&crate::view::NetView>) -> bool {
+    spec.net.is_none_or(|mode| mode == has.map_or(types::NetMode::None, |net| net.mode))
+        && spec.egress.as_ref().is_none_or(|egress| has.is_some_and(|net| net.egress == *egress))
+}
+
 /// What a create of a name that exists gives: the sandbox unchanged, if it is what was asked for.
 fn existing(spec: &SandboxSpec, view: SandboxView) -> Result<Report> {
     let differs = [
@@ -410,6 +419,7 @@ fn existing(spec: &SandboxSpec, view: SandboxView) -> Result<Report> {
         (spec.disk_size.is_some_and(|size| size != view.disk_size), format!("a disk of {}", view.disk_size)),
         (!spec.volumes.iter().all(|volume| view.volumes.contains(volume)), "other volumes".to_owned()),
         (!spec.secrets.iter().all(|secret| view.secrets.contains(secret)), "other secrets".to_owned()),
+        (!net_agrees(spec, view.net.as_ref()), "another network".to_owned()),
     ];
     match differs.into_iter().find(|(differs, _)| *differs) {
         Some((_, has)) => Err(Error::new(

@@ -7,9 +7,10 @@ use guest::{AttachOptions, Guest};
 use storage::{DeviceRecord, LayerFormat, LayerRef, MachineRecord, Manifest, layout};
 use tokio::time::Instant;
 use types::{Accel, Arch, Bytes, ContentId, Mebibytes, SandboxId, SandboxName, StorageLayout};
-use vm::{DiskFile, DiskFormat, End, Machine, MachineSpec, Qemu, RootDisk};
+use vm::{DiskFile, DiskFormat, End, Machine, MachineSpec, Nic, Qemu, RootDisk};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::network::{self, CARD};
 
 /// How long a guest that runs already may take to answer an attach.
 pub(crate) const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,10 +23,15 @@ pub(crate) fn machine_record(qemu: &Qemu, accel: Accel) -> MachineRecord {
         machine_type: Qemu::machine_type(arch).to_owned(),
         accel,
         cpu_model: vm::cpu_model(arch, accel).to_owned(),
-        devices: [("root", "virtio-blk"), ("config", "virtio-blk"), ("agent", "virtio-serial")]
-            .into_iter()
-            .map(|(id, kind)| DeviceRecord { id: id.into(), kind: kind.into(), port: id.into() })
-            .collect(),
+        devices: [
+            ("root", "virtio-blk"),
+            ("config", "virtio-blk"),
+            ("agent", "virtio-serial"),
+            (CARD, "virtio-net"),
+        ]
+        .into_iter()
+        .map(|(id, kind)| DeviceRecord { id: id.into(), kind: kind.into(), port: id.into() })
+        .collect(),
     }
 }
 
@@ -80,13 +86,14 @@ impl<'a> Frame<'a> {
         RootDisk { top: DiskFile { path, format: DiskFormat::Qcow2 }, below }
     }
 
-    /// The spec of the machine; `ram_base` as seen from its directory.
+    /// The spec of the machine; `ram_base` as seen from its directory, `line` whether it is launched with one.
     pub(crate) fn spec(
         &self,
         qemu: &Qemu,
         kernel: &storage::KernelRecord,
         ram_base: PathBuf,
         incoming: bool,
+        line: bool,
     ) -> MachineSpec {
         MachineSpec {
             arch: Arch::host(),
@@ -102,6 +109,7 @@ impl<'a> Frame<'a> {
             ram_base_writable: !qemu.opens_base_read_only(),
             root: Some(self.root_disk()),
             config: Some(self.config.clone()),
+            nic: network::has_card(self.machine).then_some(if line { Nic::Line } else { Nic::Nothing }),
             volumes: self.volumes.clone(),
             // A guest that sleeps already knows its rate.
             tsc_khz: if incoming { None } else { vm::host_tsc_khz() },
@@ -137,6 +145,8 @@ pub(crate) struct Greeting {
     pub(crate) mounts: Vec<wire::VolumeMount>,
     /// The sandbox's secrets as they are now; `None` leaves those that it knows.
     pub(crate) secrets: Option<wire::Secrets>,
+    /// How it reaches the world.
+    pub(crate) net: Option<wire::Net>,
 }
 
 impl Greeting {
@@ -161,6 +171,7 @@ pub(crate) async fn attach(
         grow_root_to: greeting.grow.map(|size| size.0),
         volumes: greeting.mounts,
         secrets: greeting.secrets,
+        net: greeting.net,
         deadline: Instant::now() + timeout,
     };
     let why = tokio::select! {

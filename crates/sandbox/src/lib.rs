@@ -31,6 +31,7 @@ mod loop_plan;
 mod loop_setup;
 mod memory;
 mod metrics;
+mod network;
 mod publish;
 mod ram;
 mod registry;
@@ -70,6 +71,7 @@ pub use lease::Leased;
 pub use loop_plan::LoopWish;
 pub use loop_setup::{LoopConfig, LoopReport, loop_advice, loop_storage};
 pub use metrics::{Family, Histogram, Sample, SampleValue};
+pub use network::NetDefault;
 pub use publish::{Admitted, Publication, PublishLimits};
 pub use remote::{
     BackupId, BackupIdError, Keep, Listed, Progress as BackupProgress, PrunePlan, PruneReport, Summary,
@@ -87,8 +89,8 @@ pub use thermal::ThermalConfig;
 pub use upkeep::{Gc, Upkeep};
 pub use usage::UsageCheck;
 pub use view::{
-    DecisionView, EventView, HostInfo, Report, SandboxView, SnapshotReport, SnapshotView, Status, Timings,
-    Transition,
+    DecisionView, EventView, HostInfo, NetView, Report, SandboxView, SnapshotReport, SnapshotView, Status,
+    Timings, Transition,
 };
 pub use volumes::{VolumeReport, VolumeUser, VolumeView};
 pub use wire;

@@ -171,7 +171,8 @@ async fn let_go(services: &Services, machine: &Machine, manifest: &Manifest) -> 
     crate::attached::plug_missing(machine, manifest).await?;
     let mounts = crate::attached::mounts_of(manifest);
     let (secrets, _missing) = services.secrets_of(manifest).await?;
-    let greeting = launch::Greeting { identity: Some(identity), pad: true, grow, mounts, secrets };
+    let net = crate::network::told(manifest);
+    let greeting = launch::Greeting { identity: Some(identity), pad: true, grow, mounts, secrets, net };
     let (guest, _welcome) = launch::attach(machine, greeting, ATTACH_TIMEOUT).await?;
     Ok(guest)
 }

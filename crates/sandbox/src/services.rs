@@ -51,6 +51,10 @@ pub struct HostConfig {
     pub publish: crate::publish::PublishLimits,
     /// Where backups of volumes go, by URL; `backups/` in the data directory when missing.
     pub backup_to: Option<String>,
+    /// The network of sandboxes that do not say.
+    pub net: crate::network::NetDefault,
+    /// The command that runs `net::relay`, with the rules as its arguments.
+    pub net_relay: Vec<String>,
     /// The key that secrets are sealed to (`AGE-SECRET-KEY-1...`); that of the data directory when missing.
     pub secrets_key: Option<SecretsKeyText>,
 }
@@ -73,6 +77,8 @@ impl HostConfig {
             proc: PathBuf::from("/proc"),
             publish: crate::publish::PublishLimits::default(),
             backup_to: None,
+            net: crate::network::NetDefault::None,
+            net_relay: Vec::new(),
             secrets_key: None,
         }
     }
@@ -100,6 +106,7 @@ pub(crate) struct Services {
     pub(crate) memory: Arc<Ledger>,
     pub(crate) standbys: Standbys,
     pub(crate) metrics: Metrics,
+    pub(crate) network: crate::network::Network,
     rooms: mpsc::Sender<Room>,
     /// The other end, until the host takes it.
     pub(crate) who_needs_room: Mutex<Option<mpsc::Receiver<Room>>>,
@@ -129,6 +136,7 @@ impl Services {
             memory: Ledger::new(config.max_memory),
             standbys: Standbys::default(),
             metrics: Metrics::default(),
+            network: crate::network::Network::open(config.net, &config.net_relay)?,
             rooms,
             who_needs_room: Mutex::new(Some(who_needs_room)),
             config,

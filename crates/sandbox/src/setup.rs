@@ -253,6 +253,8 @@ fn default_spec() -> Result<SandboxSpec> {
         disk_size: None,
         env: Default::default(),
         secrets: Vec::new(),
+        net: None,
+        egress: None,
         files: Vec::new(),
         volumes: Vec::new(),
         init: None,

@@ -34,6 +34,8 @@ pub(crate) struct Standby {
     pub(crate) staged: StagedSandbox,
     pub(crate) machine: Machine,
     pub(crate) memory: Share,
+    /// The far end of its network card's line, for whoever's it becomes.
+    pub(crate) far: Option<net::FarEnd>,
     /// How its root disk was made.
     pub(crate) clone: CloneMethod,
     /// Keeps image, kernel and template until a manifest names them.
@@ -191,9 +193,10 @@ async fn make(
     .await?;
     let mut watch = Stopwatch::start();
     let at = bring_up::At { dir: staged.dir(), lock };
+    let (vmm, far) = services.line_to_stand_by(&manifest.machine)?.unzip();
     let machine =
-        bring_up::load(services, at, &manifest, Pages::Base, devices, Vec::new(), &mut watch).await?;
-    Ok(Some(Standby { id, staged, machine, memory, clone, _pin: wish.pin.clone() }))
+        bring_up::load(services, at, &manifest, Pages::Base, devices, Vec::new(), vmm, &mut watch).await?;
+    Ok(Some(Standby { id, staged, machine, memory, far, clone, _pin: wish.pin.clone() }))
 }
 
 #[cfg(test)]

@@ -141,7 +141,7 @@ async fn make(services: &Services, wish: &TemplateWish, key: ContentId) -> Resul
         config: PathBuf::from(storage::layout::CONFIG_DRIVE),
         volumes: Vec::new(),
     };
-    let spec = frame.spec(qemu, &wish.kernel, zero, false);
+    let spec = frame.spec(qemu, &wish.kernel, zero, false, false);
     let machine = Machine::launch(qemu, &spec, staged.dir(), lock).await?;
     let snapped = snap(services, &machine, staged).await;
     let killed = machine.kill().await;
@@ -165,8 +165,9 @@ async fn snap(
     machine: &Machine,
     mut staged: storage::StagedTemplate,
 ) -> Result<(storage::StagedTemplate, bool)> {
-    let (guest, _welcome) =
-        launch::attach(machine, launch::Greeting::plain(false), services.config.boot_timeout).await?;
+    let greeting =
+        launch::Greeting { net: Some(crate::network::told_to_template()), ..launch::Greeting::plain(false) };
+    let (guest, _welcome) = launch::attach(machine, greeting, services.config.boot_timeout).await?;
     warm_up(&guest).await?;
     guest.sync().await?;
     guest.detach(tokio::time::Instant::now() + launch::ATTACH_TIMEOUT).await?;

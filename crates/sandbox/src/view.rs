@@ -1,11 +1,12 @@
 //! What the verbs tell: a sandbox as it is, and what a verb did to it.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use types::{
-    Accel, Boot, Bytes, CloneMethod, ImageName, Labels, Mebibytes, Owner, SandboxId, SandboxName, SecretName,
-    SnapshotName, Thermal, ThermalRule, ThermalTimes, Timestamp, VolumeMount,
+    Accel, Boot, Bytes, CloneMethod, Egress, ImageName, Labels, Mebibytes, NetMode, Owner, SandboxId,
+    SandboxName, SecretName, SnapshotName, Thermal, ThermalRule, ThermalTimes, Timestamp, VolumeMount,
 };
 
 /// A sandbox as it is at one moment.
@@ -43,6 +44,8 @@ pub struct SandboxView {
     pub volumes: Vec<VolumeMount>,
     /// The secrets that its guest is told.
     pub secrets: Vec<SecretName>,
+    /// How it reaches the world, if it does.
+    pub net: Option<NetView>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it was last used.
@@ -59,6 +62,17 @@ pub struct SandboxView {
     pub last_transition: Option<Transition>,
     /// The VMM's process id, while there is one.
     pub vmm_pid: Option<u32>,
+}
+
+/// How a sandbox reaches the world.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetView {
+    /// By what.
+    pub mode: NetMode,
+    /// What it may reach.
+    pub egress: Egress,
+    /// Its own address, on a line that it is alone on.
+    pub ip: Ipv4Addr,
 }
 
 /// What was decided about a sandbox by itself: whether it was left alone, paused or put to sleep.

@@ -7,6 +7,7 @@
 //!    finds the sandbox without a VMM boots it from the disk.
 //! 3. The guest goes on. The consumed files are removed.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -20,6 +21,7 @@ use crate::attached;
 use crate::bring_up::Pages;
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch::{self, ATTACH_TIMEOUT, Frame};
+use crate::network::{self, Wired, Wiring};
 use crate::services::blocking;
 use crate::state::{Happening, State};
 use crate::timing::Stopwatch;
@@ -119,7 +121,8 @@ impl Actor {
         let version = self.services.qemu().await?.version.to_string();
         // Before its memory is consumed: what cannot be opened must not cost more than this wake.
         let (secrets, missing) = self.services.secrets_of(&self.manifest).await?;
-        let machine = match self.load(&mut watch).await {
+        let Wiring { vmm, line } = self.services.wire(&self.manifest, self.dir.path())?;
+        let machine = match self.load(vmm, &mut watch).await {
             Ok(machine) => machine,
             Err(error) => return Err(self.wake_failed(error)),
         };
@@ -162,11 +165,11 @@ impl Actor {
                 tracing::warn!(%error, sandbox = %name, "consumed memory files stay until the next stop");
             }
         });
-        Ok((true, timings, missing))
+        Ok((true, timings, missing.into_iter().chain(line.warning()).collect()))
     }
 
     /// A VMM with the sleeping guest loaded into it, paused.
-    async fn load(&self, watch: &mut Stopwatch) -> Result<Machine> {
+    async fn load(&self, line: Option<OwnedFd>, watch: &mut Stopwatch) -> Result<Machine> {
         let manifest = &self.manifest;
         let qemu = self.services.qemu().await?;
         let saved_by = vm::Version::parse(&manifest.machine.qemu_version)
@@ -185,9 +188,9 @@ impl Actor {
         })
         .await?;
         watch.lap("verify");
-        let spec = Frame::of(manifest, below).spec(qemu, &kernel, base, true);
+        let spec = Frame::of(manifest, below).spec(qemu, &kernel, base, true, line.is_some());
         let ready = Pages::Stored(Arc::new(memory)).make_ready();
-        let machine = Machine::launch(qemu, &spec, self.dir.path(), lock).await?;
+        let machine = Machine::launch_on_line(qemu, &spec, self.dir.path(), lock, line).await?;
         watch.lap("spawn");
         let loaded = async {
             ready.write_to(&machine).await?;
@@ -225,7 +228,8 @@ impl Actor {
         secrets: Option<wire::Secrets>,
     ) -> Result<guest::Guest> {
         machine.resume().await?;
-        let greeting = launch::Greeting { secrets, ..launch::Greeting::plain(pad) };
+        let net = network::told(&self.manifest);
+        let greeting = launch::Greeting { secrets, net, ..launch::Greeting::plain(pad) };
         let (guest, _welcome) = launch::attach(machine, greeting, ATTACH_TIMEOUT).await?;
         Ok(guest)
     }
@@ -236,8 +240,8 @@ impl Actor {
         let memory = self.services.room_for(self.manifest.memory_mib).await?;
         let (secrets, missing) = self.services.secrets_of(&self.manifest).await?;
         let lost = self.trouble.take();
-        let machine = match self.boot(&mut watch).await {
-            Ok(machine) => machine,
+        let (machine, line) = match self.boot(&mut watch).await {
+            Ok(booted) => booted,
             Err(error) => {
                 self.trouble = lost;
                 return Err(error);
@@ -251,6 +255,7 @@ impl Actor {
             grow: Some(self.manifest.disk_size_mib.bytes()),
             mounts: attached::mounts_of(&self.manifest),
             secrets,
+            net: network::told(&self.manifest),
         };
         let (guest, unmounted) = match launch::attach(&machine, greeting, timeout).await {
             Ok((guest, welcome)) => (guest, welcome.unmounted),
@@ -273,11 +278,15 @@ impl Actor {
             json!({ "generation": generation, "why": lost, "total_ms": timings.total_ms() }),
         );
         let warning = lost.map(|why| format!("{} was booted from its disk: {why}", self.manifest.name));
-        Ok((true, timings, warning.into_iter().chain(missing).chain(unmounted).collect()))
+        Ok((
+            true,
+            timings,
+            warning.into_iter().chain(missing).chain(unmounted).chain(line.warning()).collect(),
+        ))
     }
 
     /// A VMM that boots the sandbox's disk; the manifest says so before the VMM opens the disk.
-    async fn boot(&mut self, watch: &mut Stopwatch) -> Result<Machine> {
+    async fn boot(&mut self, watch: &mut Stopwatch) -> Result<(Machine, Wired)> {
         let qemu = self.services.qemu().await?.clone();
         let accel = self.services.accel().await?;
         let store = self.services.store.clone();
@@ -309,13 +318,14 @@ impl Actor {
         self.commit(manifest).await?;
         watch.lap("commit");
         let qemu = self.services.qemu().await?;
-        let spec = Frame::of(&self.manifest, below).spec(qemu, &kernel, base, false);
-        let machine = Machine::launch(qemu, &spec, self.dir.path(), lock).await?;
+        let Wiring { vmm, line } = self.services.wire(&self.manifest, self.dir.path())?;
+        let spec = Frame::of(&self.manifest, below).spec(qemu, &kernel, base, false, vmm.is_some());
+        let machine = Machine::launch_on_line(qemu, &spec, self.dir.path(), lock, vmm).await?;
         if smaller && let Err(error) = machine.resize_root(self.manifest.disk_size_mib.bytes()).await {
             machine.kill().await?;
             return Err(error.into());
         }
         watch.lap("spawn");
-        Ok(machine)
+        Ok((machine, line))
     }
 }

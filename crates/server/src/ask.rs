@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sandbox::wire;
 use types::{
-    After, GuestFile, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SecretName, ThermalRule,
+    After, Egress, GuestFile, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SecretName, ThermalRule,
     VolumeMount,
 };
 
@@ -33,6 +33,8 @@ pub(crate) fn create(
         disk_size_mb,
         env,
         secrets,
+        net,
+        egress,
         files,
         volumes,
         init,
@@ -53,6 +55,8 @@ pub(crate) fn create(
         disk_size: disk_size_mb.map(Mebibytes),
         env,
         secrets: secret_names(&secrets)?,
+        net: net.map(|mode| mode.parse()).transpose()?,
+        egress: egress.map(|words| Egress::from_words(&words)).transpose()?,
         files: files.into_iter().map(guest_file).collect::<Result<_, _>>()?,
         volumes: volumes.into_iter().map(volume).collect::<Result<_, _>>()?,
         init: init.filter(|command| !command.trim().is_empty()),
@@ -103,6 +107,8 @@ pub(crate) fn only_what_a_copy_takes(request: &api::CreateRequest) -> Result<(),
         ("memory_mb", request.memory_mb != fresh.memory_mb),
         ("env", !request.env.is_empty()),
         ("secrets", !request.secrets.is_empty()),
+        ("net", request.net.is_some()),
+        ("egress", request.egress.is_some()),
         ("files", !request.files.is_empty()),
         ("volumes", !request.volumes.is_empty()),
         ("init", request.init.is_some()),

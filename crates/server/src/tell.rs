@@ -13,6 +13,7 @@ pub(crate) fn sandbox(view: sandbox::SandboxView) -> api::Sandbox {
         sandbox::Status::Error(line) => Some(line.clone()),
         sandbox::Status::Running | sandbox::Status::Stopped => None,
     };
+    let net = view.net;
     api::Sandbox {
         id: view.id.into(),
         name: view.name.into(),
@@ -31,7 +32,9 @@ pub(crate) fn sandbox(view: sandbox::SandboxView) -> api::Sandbox {
         labels: view.labels,
         volumes: view.volumes.into_iter().map(volume_spec).collect(),
         secrets: view.secrets.into_iter().map(String::from).collect(),
-        ip: None,
+        net: net.as_ref().map_or(types::NetMode::None, |net| net.mode).to_string(),
+        egress: net.as_ref().map_or_else(|| vec![types::Egress::NONE.to_owned()], |net| net.egress.words()),
+        ip: net.map(|net| net.ip.to_string()),
         created_at: view.created_at.to_string(),
         last_active_at: view.last_active_at.to_string(),
         generation: view.generation,

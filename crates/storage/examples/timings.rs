@@ -160,6 +160,7 @@ fn round(
         layers: Vec::new(),
         volumes: Vec::new(),
         secrets: Vec::new(),
+        net: None,
         image: template.spec.image.clone(),
         kernel: template.spec.kernel.clone(),
         cpus: 1,

@@ -19,6 +19,8 @@ pub const QMP_SOCKET: &str = "qmp.sock";
 pub const AGENT_SOCKET: &str = "agent.sock";
 /// What the VMM wrote to its standard error.
 pub const VMM_LOG: &str = "vmm.log";
+/// What the processes between the VMM and the world wrote to their standard error.
+pub const NET_LOG: &str = "net.log";
 /// The config drive.
 pub const CONFIG_DRIVE: &str = "config.ext4";
 /// Guest memory, while cold.

@@ -47,8 +47,8 @@ pub use layer::{LayerSeal, Layers};
 pub use layout_choice::{LayoutChoice, LayoutCost, LayoutMeasurement};
 pub use lock::{DaemonLock, SetupLock};
 pub use manifest::{
-    DeviceRecord, ImageRef, LayerFormat, LayerRef, MachineRecord, Manifest, MemoryRecord, RamBase, RunState,
-    VolumeRef,
+    DeviceRecord, ImageRef, LayerFormat, LayerRef, MachineRecord, Manifest, MemoryRecord, NetRecord, RamBase,
+    RunState, VolumeRef,
 };
 pub use memory::{
     LoadReport, MemoryHeader, MemoryImage, MemoryStats, OWN_BASE_ABOVE, PageSink, PageSource, RamBaseReport,

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use types::{
-    Accel, Bytes, ContentId, ImageName, Labels, LayerId, MAX_VOLUMES, Mebibytes, MountPath, Owner, SandboxId,
-    SandboxName, SecretName, StorageLayout, ThermalRule, Timestamp, VolumeName, check_mounts,
+    Accel, Bytes, ContentId, Egress, ImageName, Labels, LayerId, MAX_VOLUMES, Mebibytes, MountPath, NetMode,
+    Owner, SandboxId, SandboxName, SecretName, StorageLayout, ThermalRule, Timestamp, VolumeName,
+    check_mounts,
 };
 
 use crate::error::{Error, ErrorKind, Result};
@@ -100,6 +101,16 @@ pub struct VolumeRef {
     pub port: u8,
 }
 
+/// How a sandbox reaches the world.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetRecord {
+    /// By what.
+    pub mode: NetMode,
+    /// What it may reach.
+    pub egress: Egress,
+}
+
 /// A device in port order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -190,13 +201,16 @@ pub struct Manifest {
     /// The owner's secrets that its guest is told, by name; their values are never stored with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretName>,
+    /// How it reaches the world; not at all when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<NetRecord>,
     /// The machine it runs on.
     pub machine: MachineRecord,
     /// The memory image; there is one if and only if the state is cold.
     pub memory: Option<MemoryRecord>,
 }
 
-pub(crate) const FORMAT: Format = Format { name: "bhatti-sandbox", version: 5 };
+pub(crate) const FORMAT: Format = Format { name: "bhatti-sandbox", version: 6 };
 
 impl Manifest {
     /// The next generation, in which a guest runs: no memory image is valid any more.
@@ -330,6 +344,10 @@ mod tests {
                 port: 1,
             }],
             secrets: vec!["API_KEY".parse().unwrap()],
+            net: Some(NetRecord {
+                mode: NetMode::User,
+                egress: Egress::from_words(&["10.1.0.0/16", "pypi.org"]).unwrap(),
+            }),
             machine: MachineRecord {
                 qemu_version: "7.2.22".to_owned(),
                 machine_type: "pc-q35-7.2".to_owned(),
@@ -358,7 +376,8 @@ mod tests {
     /// Release by release, the files that were once written are read. `BHATTI_WRITE_GOLDEN=1` writes a missing one.
     #[test]
     fn manifests_of_every_version_are_still_read_and_the_present_one_is_written_alike() {
-        let fourth_sample = || Manifest { secrets: Vec::new(), ..sample() };
+        let fifth_sample = || Manifest { net: None, ..sample() };
+        let fourth_sample = || Manifest { secrets: Vec::new(), ..fifth_sample() };
         let third_sample = || Manifest { thermal: ThermalRule::default(), ..fourth_sample() };
         let golden = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
         let first = std::fs::read_to_string(golden("manifest-1.json")).unwrap();
@@ -372,22 +391,24 @@ mod tests {
         assert_eq!(decode(third.as_bytes()).unwrap(), third_sample());
         let fourth = std::fs::read_to_string(golden("manifest-4.json")).unwrap();
         assert_eq!(decode(fourth.as_bytes()).unwrap(), fourth_sample());
-        let path = golden("manifest-5.json");
+        let fifth = std::fs::read_to_string(golden("manifest-5.json")).unwrap();
+        assert_eq!(decode(fifth.as_bytes()).unwrap(), fifth_sample());
+        let path = golden("manifest-6.json");
         if std::env::var_os("BHATTI_WRITE_GOLDEN").is_some() && !path.exists() {
             std::fs::write(&path, sample().encode()).unwrap();
         }
-        let fifth = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(decode(fifth.as_bytes()).unwrap(), sample());
-        assert_eq!(String::from_utf8(sample().encode()).unwrap(), fifth);
+        let sixth = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(decode(sixth.as_bytes()).unwrap(), sample());
+        assert_eq!(String::from_utf8(sample().encode()).unwrap(), sixth);
     }
 
     #[test]
     fn a_newer_manifest_is_refused_by_its_version_even_if_nothing_else_is_known() {
-        let text = r#"{"format":"bhatti-sandbox","version":6,"blake4":"?","content":[]}"#;
+        let text = r#"{"format":"bhatti-sandbox","version":7,"blake4":"?","content":[]}"#;
         let error = decode(text.as_bytes()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooNew);
-        assert!(error.to_string().contains("version 6"), "{error}");
-        let same = String::from_utf8(sample().encode()).unwrap().replace("\"version\":5", "\"version\":6");
+        assert!(error.to_string().contains("version 7"), "{error}");
+        let same = String::from_utf8(sample().encode()).unwrap().replace("\"version\":6", "\"version\":7");
         assert_eq!(decode(same.as_bytes()).unwrap_err().kind(), ErrorKind::TooNew);
     }
 

@@ -25,7 +25,7 @@ use crate::sandbox_dir::{SandboxDir, StagedSandbox, memory_record, open_devices_
 use crate::store::Store;
 use crate::volume::snapshot_volume;
 
-const FORMAT: Format = Format { name: "bhatti-snapshot", version: 4 };
+const FORMAT: Format = Format { name: "bhatti-snapshot", version: 5 };
 
 /// The record of a named snapshot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

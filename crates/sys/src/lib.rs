@@ -15,3 +15,4 @@ pub mod host_process;
 pub mod host_socket;
 pub mod host_tsc;
 pub mod host_vmread;
+pub mod netlink;

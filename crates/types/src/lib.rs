@@ -3,6 +3,7 @@
 //! Nothing here does I/O, and nothing here is a request or a stored record: those belong to the rooms that
 //! receive or store them.
 
+mod egress;
 mod id;
 mod image_config;
 mod name;
@@ -12,13 +13,14 @@ mod time;
 mod unit;
 mod volume;
 
+pub use egress::{Cidr, Egress, HostRule};
 pub use id::{ContentId, IdError, LayerId, Nonce, SandboxId, TaskId};
 pub use image_config::{CommandDefaults, ImageConfig};
 pub use name::{Alias, ImageName, NameError, Owner, SandboxName, SecretName, SnapshotName, VolumeName};
 pub use rule::{After, ThermalRule, ThermalTimes};
 pub use spec::{
-    Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, SandboxSpec, SpecLimits, StorageLayout,
-    Thermal, check_guest_path,
+    Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, NetMode, SandboxSpec, SpecLimits,
+    StorageLayout, Thermal, check_guest_path,
 };
 pub use time::Timestamp;
 pub use unit::{Bytes, Mebibytes, PAGE_SIZE, RamOffset, RamRun};

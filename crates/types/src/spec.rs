@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::volume::check_mounts;
-use crate::{ImageName, Mebibytes, Owner, SandboxName, SecretName, VolumeMount};
+use crate::{Egress, ImageName, Mebibytes, Owner, SandboxName, SecretName, VolumeMount};
 
 /// Labels of a sandbox: key to value.
 pub type Labels = BTreeMap<String, String>;
@@ -37,6 +37,10 @@ pub struct SandboxSpec {
     pub volumes: Vec<VolumeMount>,
     /// A command line run by `sh -c` as a session at every boot.
     pub init: Option<String>,
+    /// How it reaches the world; as its host says when missing.
+    pub net: Option<NetMode>,
+    /// What it may reach; every public address when missing.
+    pub egress: Option<Egress>,
     /// Free-form labels.
     pub labels: Labels,
     /// Exempt from going to sleep by itself.
@@ -124,6 +128,12 @@ impl SandboxSpec {
             return Err(InvalidSpec::new(
                 format!("{twice} is given as a secret and as an environment variable"),
                 "leave one of the two out",
+            ));
+        }
+        if self.net == Some(NetMode::None) && self.egress.as_ref().is_some_and(|egress| !egress.is_none()) {
+            return Err(InvalidSpec::new(
+                "a sandbox without a network reaches nothing",
+                "leave `--egress` or `--net none` out",
             ));
         }
         Self::check_labels(&self.labels)?;
@@ -271,6 +281,15 @@ word_enum!(
     }
 );
 word_enum!(
+    /// How a sandbox reaches the world.
+    NetMode {
+        /// By a process of the host that opens connections in its place; needs no root.
+        User = "user",
+        /// Not at all.
+        None = "none",
+    }
+);
+word_enum!(
     /// What executes the guest's instructions.
     Accel {
         /// Hardware virtualisation.
@@ -346,6 +365,8 @@ mod tests {
             files: Vec::new(),
             volumes: Vec::new(),
             init: None,
+            net: None,
+            egress: None,
             labels: Labels::new(),
             keep_hot: false,
             thermal: crate::ThermalRule::default(),

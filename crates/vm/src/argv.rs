@@ -9,7 +9,7 @@
 //! | 0x2 | root disk | same |
 //! | 0x3 | config drive | same |
 //! | 0x4 | virtio-serial | same |
-//! | 0x5 | kept free for the network card | same |
+//! | 0x5 | network card | same |
 //! | 0x6.0 to 0x6.3 | ports for hot-plugged devices | same |
 //!
 //! What is left out was measured (median of 21 starts up to a QMP answer, waiting for a device state): not reading
@@ -24,7 +24,7 @@ use types::{Accel, Arch};
 use crate::error::Result;
 use crate::machine::{AGENT_SOCKET, QMP_SOCKET};
 use crate::nodes::{self, ROOT_NODE, text};
-use crate::spec::{DiskFile, MachineSpec};
+use crate::spec::{DiskFile, MachineSpec, Nic};
 use crate::volumes;
 
 /// Node and device of the config drive.
@@ -33,6 +33,11 @@ const CONFIG_NODE: &str = "config";
 pub(crate) const CONSOLE: &str = "console";
 /// How much of the console the VMM keeps; a power of two.
 pub(crate) const CONSOLE_BYTES: u32 = 16 * 1024;
+/// The network card, what it is plugged into, and the descriptor of that: standard output, which a VMM without a
+/// display and a monitor there has no other use for.
+const NIC: &str = "nic";
+const LINE: &str = "line";
+const LINE_FD: u8 = 1;
 /// The memory object.
 pub(crate) const RAM: &str = "ram";
 
@@ -88,6 +93,16 @@ impl MachineSpec {
         }
         args.pair("-device", "virtio-serial-pci,id=serial,bus=pcie.0,addr=0x4,disable-legacy=on,max_ports=2");
         args.pair("-device", "virtserialport,id=agent,bus=serial.0,nr=1,chardev=agent,name=bhatti.agent");
+        if let Some(nic) = self.nic {
+            // Without a file of its own, which would become part of the machine's memory and be run at each boot. The
+            // guest takes an address of its own before it sends anything.
+            let mut card = format!("virtio-net-pci,id={NIC},bus=pcie.0,addr=0x5,disable-legacy=on,romfile=");
+            if nic == Nic::Line {
+                args.pair("-netdev", format!("stream,id={LINE},server=off,addr.type=fd,addr.str={LINE_FD}"));
+                card.push_str(&format!(",netdev={LINE}"));
+            }
+            args.pair("-device", card);
+        }
         for port in 0..HOTPLUG_PORTS {
             args.pair(
                 "-device",
@@ -249,6 +264,11 @@ mod tests {
         spec.volumes = vec![volume(0, false), volume(3, true)];
         golden("amd64-tcg-volumes.argv", &spec);
         spec.volumes.clear();
+        for (name, nic) in [("nothing", Nic::Nothing), ("line", Nic::Line)] {
+            spec.nic = Some(nic);
+            golden(&format!("amd64-tcg-nic-{name}.argv"), &spec);
+        }
+        spec.nic = None;
         spec.incoming = true;
         let image = DiskFile::raw("../../images/rootfs-minimal.ext4");
         let layer = |id: &str| DiskFile::qcow2(format!("../../layers/{id}.qcow2"));

@@ -25,7 +25,7 @@ pub use host::{
 pub use machine::{AGENT_SOCKET, End, Machine, QMP_SOCKET, Status, VMM_LOG};
 pub use qemu::{Qemu, Version};
 pub use ram::GuestRam;
-pub use spec::{DiskFile, DiskFormat, MachineSpec, RootDisk, VolumeDisk, cpu_model};
+pub use spec::{DiskFile, DiskFormat, MachineSpec, Nic, RootDisk, VolumeDisk, cpu_model};
 pub use sys::host_buffer::PageBuffer;
 pub use sys::host_open_files::OpenFiles;
 pub use volumes::volume_serial;

@@ -10,6 +10,7 @@
 use std::fs::File;
 use std::future::Future;
 use std::io::Seek as _;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -120,11 +121,26 @@ impl Machine {
     /// # Errors
     /// `Spawn`, `Died` with what it said, `Timeout`, `Refused` for paths that are not UTF-8.
     pub async fn launch(qemu: &Qemu, spec: &MachineSpec, dir: &Path, lock: File) -> Result<Self> {
+        Self::launch_on_line(qemu, spec, dir, lock, None).await
+    }
+
+    /// As [`Machine::launch`], with the network card plugged into `line`, a stream socket for frames with their
+    /// length before them (QEMU's `-netdev stream`). The VMM has the only copy of it from then on.
+    ///
+    /// # Errors
+    /// As [`Machine::launch`].
+    pub async fn launch_on_line(
+        qemu: &Qemu,
+        spec: &MachineSpec,
+        dir: &Path,
+        lock: File,
+        line: Option<OwnedFd>,
+    ) -> Result<Self> {
         const OP: &str = "starting the VMM";
         let launched = async {
             let base = Base::of(dir, &spec.ram_base, spec.memory.bytes().0)?;
             let sockets = open_directory(OP, dir)?;
-            let mut starting = process::start(qemu, spec, dir, lock)?;
+            let mut starting = process::start(qemu, spec, dir, lock, line)?;
             starting.listening(dir).await?;
             let started: Result<_> = async {
                 let (qmp, pid) = converse(OP, &sockets).await?;

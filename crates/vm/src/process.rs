@@ -29,8 +29,14 @@ pub(crate) struct Starting {
 }
 
 /// Starts the program in `dir`: its own process group, so that a Ctrl+C for the daemon is not one for guests;
-/// standard input is `lock`, standard error the log; every other descriptor of the daemon is closed on exec.
-pub(crate) fn start(qemu: &Qemu, spec: &MachineSpec, dir: &Path, lock: File) -> Result<Starting> {
+/// standard input is `lock`, standard output `line`, standard error the log; every other descriptor of the daemon is closed on exec.
+pub(crate) fn start(
+    qemu: &Qemu,
+    spec: &MachineSpec,
+    dir: &Path,
+    lock: File,
+    line: Option<OwnedFd>,
+) -> Result<Starting> {
     const OP: &str = "starting the VMM";
     let here = || dir.display().to_string();
     let argv = spec.argv()?;
@@ -45,7 +51,7 @@ pub(crate) fn start(qemu: &Qemu, spec: &MachineSpec, dir: &Path, lock: File) -> 
         .args(argv)
         .current_dir(dir)
         .stdin(Stdio::from(lock))
-        .stdout(Stdio::null())
+        .stdout(line.map_or_else(Stdio::null, Stdio::from))
         .stderr(Stdio::from(log));
     command.process_group(0);
     allow_trace_by_same_user(&mut command);

@@ -35,6 +35,8 @@ pub struct MachineSpec {
     pub root: Option<RootDisk>,
     /// A raw image, read-only: `/dev/vdb` of the guest.
     pub config: Option<PathBuf>,
+    /// The network card, and what it is plugged into.
+    pub nic: Option<Nic>,
     /// Disks on ports, which may come and go while the guest runs; in the order of their ports.
     pub volumes: Vec<VolumeDisk>,
     /// Rate of an emulated guest's time-stamp counter, as from [`host_tsc_khz`](crate::host_tsc_khz); when missing, the
@@ -42,6 +44,15 @@ pub struct MachineSpec {
     pub tsc_khz: Option<u32>,
     /// Wait for a device state instead of booting.
     pub incoming: bool,
+}
+
+/// What a network card is plugged into. The device state is the same either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nic {
+    /// Nothing.
+    Nothing,
+    /// The socket that the machine is launched with.
+    Line,
 }
 
 /// What a disk's file looks like inside.
@@ -131,6 +142,7 @@ pub(crate) mod testing {
                 below: vec![DiskFile::raw("../../images/rootfs-minimal.ext4")],
             }),
             config: Some("config.ext4".into()),
+            nic: None,
             volumes: Vec::new(),
             tsc_khz: Some(2_600_000),
             incoming: false,

@@ -36,7 +36,7 @@ pub use codec::{DataFrame, Decoder, WireError, encode};
 pub use hex::Hex;
 pub use message::{
     Attach, AttachFailed, CommandDefaults, ErrorCode, ExitStatus, Failure, Frame, Identity, InlineConfig,
-    Message, Secrets, Started, Welcome, WindowSize,
+    Message, Net, Secrets, Started, Welcome, WindowSize,
 };
 pub use request::{
     Connect, Exec, FileKind, FileList, FileRead, FileStat, FileWrite, Info, LineRange, Listener, ReadSummary,

@@ -1,11 +1,12 @@
 //! The frames, as values.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::request::{FileStat, Reply, Request, VolumeMount};
-use crate::{Entropy, Nonce};
+use crate::{Entropy, Hex, Nonce};
 
 /// One message on one stream. Messages about the session itself are on stream 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,6 +85,25 @@ pub struct Attach {
     /// them; with an identity it means that there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets: Option<Secrets>,
+    /// How the guest reaches the world. With an identity, `None` means that it does not; otherwise it leaves what it
+    /// was told before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<Net>,
+}
+
+/// What a guest's network card is to be set to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Net {
+    /// Its hardware address.
+    pub mac: Hex<6>,
+    /// Its largest packet.
+    pub mtu: u32,
+    /// Its addresses; no neighbours are reached but the gateways.
+    pub addresses: Vec<IpAddr>,
+    /// Who leads to the world: at most one a family.
+    pub gateways: Vec<IpAddr>,
+    /// Who answers questions about names.
+    pub dns: Vec<IpAddr>,
 }
 
 /// Variables with values that nobody else is to see.

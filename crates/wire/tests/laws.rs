@@ -48,6 +48,7 @@ fn attach() -> Message {
         grow_root_to: None,
         volumes: Vec::new(),
         secrets: None,
+        net: None,
     }))
 }
 

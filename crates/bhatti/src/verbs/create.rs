@@ -36,6 +36,8 @@ fn request(asked: args::Create) -> Result<api::CreateRequest> {
         disk_size_mb: asked.disk_size,
         env: asked.env.into_iter().map(|Pair(key, value)| (key, value)).collect(),
         secrets: asked.secret.into_iter().map(String::from).collect(),
+        net: asked.net.map(|mode| mode.to_string()),
+        egress: (!asked.egress.is_empty()).then_some(asked.egress),
         files: asked.file.into_iter().map(file).collect::<Result<_>>()?,
         volumes: asked
             .volume

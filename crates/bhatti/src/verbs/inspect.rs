@@ -97,6 +97,7 @@ fn show(json: bool, sandbox: &api::Sandbox) {
         ("cpus", sandbox.cpus.to_string()),
         ("memory", format!("{} MiB", sandbox.memory_mb)),
         ("disk", format!("{} MiB ({})", sandbox.disk_size_mb, sandbox.clone)),
+        ("network", network(sandbox)),
         ("keep hot", if sandbox.keep_hot { "yes" } else { "no" }.to_owned()),
         ("idle", idle(sandbox)),
         ("labels", table::labels(&sandbox.labels)),
@@ -123,6 +124,14 @@ fn show(json: bool, sandbox: &api::Sandbox) {
     }
     for (what, value) in lines {
         output::line(format!("{:<12} {value}", format!("{what}:")));
+    }
+}
+
+/// How it reaches the world, and what of it.
+fn network(sandbox: &api::Sandbox) -> String {
+    match &sandbox.ip {
+        Some(ip) => format!("{} ({ip}), reaches {}", sandbox.net, sandbox.egress.join(", ")),
+        None => sandbox.net.clone(),
     }
 }
 

@@ -52,6 +52,7 @@ async fn a_guest_that_breaks_the_protocol_is_cut_off() {
         grow_root_to: None,
         volumes: Vec::new(),
         secrets: None,
+        net: None,
     };
     cut_off("zero bytes", &[0; 64]).await;
     cut_off("noise", &[0xa7; 4096]).await;

@@ -24,6 +24,7 @@ pub(super) fn options() -> AttachOptions {
         grow_root_to: None,
         volumes: Vec::new(),
         secrets: None,
+        net: None,
         deadline: soon(),
     }
 }

@@ -118,6 +118,7 @@ impl Home {
             root: Some(self.root.clone()),
             config: Some("config".into()),
             volumes: self.volumes.clone(),
+            nic: None,
             tsc_khz: vm::host_tsc_khz(),
             incoming,
         }

@@ -1,0 +1,167 @@
+//! The network of real guests on a host in a namespace: what they reach, what they do not, and what is left of it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use serde_json::json;
+use testkit::{Lab, TestHost};
+
+const BHATTI: &str = env!("CARGO_BIN_EXE_bhatti");
+
+/// Every place of the lab, by address and port.
+const WORLD: [&str; 3] = ["198.51.100.10/80", "2001:db8:2::10/80", "web.example/80"];
+const NEVER: [&str; 9] = [
+    "203.0.113.2/8099",
+    "2001:db8:1::2/8099",
+    "127.0.0.1/8099",
+    "::ffff:127.0.0.1/8099",
+    "198.18.0.1/8099",
+    "fe80::1%eth0/8099",
+    "169.254.169.254/80",
+    "fd00:ec2::254/80",
+    "64:ff9b::a9fe:a9fe/80",
+];
+const LAN: [&str; 3] = ["192.168.77.1/80", "fd77::1/80", "lan.example/80"];
+
+/// Which of these places answer the guest.
+fn reached(host: &TestHost, sandbox: &str, places: &[&str]) -> Vec<String> {
+    let script = "for place in \"$@\"; do \
+                  (exec 3<>/dev/tcp/$place && read -t 10 -u 3 line && [ \"${line%% *}\" = HTTP/1.0 ]) 2>/dev/null \
+                  && echo $place; done; true";
+    let mut args = vec!["exec", sandbox, "--timeout", "100", "--", "bash", "-c", script, "bash"];
+    args.extend(places);
+    host.ok(&args).lines().map(str::to_owned).collect()
+}
+
+fn reaches_the_world_alone(host: &TestHost, sandbox: &str, state: &str) {
+    let all: Vec<&str> = WORLD.iter().chain(&NEVER).chain(&LAN).copied().collect();
+    assert_eq!(reached(host, sandbox, &all), WORLD, "{sandbox}, {state}");
+}
+
+fn ip(host: &TestHost, sandbox: &str) -> String {
+    host.json(&["inspect", sandbox])["ip"].as_str().unwrap().to_owned()
+}
+
+/// What the guest calls itself: hardware address and IPv4 address.
+fn names(host: &TestHost, sandbox: &str) -> (String, String) {
+    let script = "cat /sys/class/net/eth0/address; ip -4 -o address show dev eth0 | awk '{print $4}'";
+    let text = host.sh(sandbox, script);
+    let (mac, address) = text.split_once('\n').unwrap();
+    (mac.to_owned(), address.to_owned())
+}
+
+#[test]
+fn a_guest_reaches_the_world_and_nothing_nearer_whatever_becomes_of_it() {
+    let lab = Lab::new(BHATTI);
+    let mut host = TestHost::start_with(lab.program(), &["--net", "user"]);
+    let made = host.json(&["create", "--name", "a"]);
+    assert_eq!((&made["net"], &made["egress"]), (&json!("user"), &json!(["public"])), "{made}");
+    assert_eq!(made["warnings"], serde_json::Value::Null, "{made}");
+    let own = names(&host, "a");
+    assert_eq!(own.1, format!("{}/32", ip(&host, "a")));
+    reaches_the_world_alone(&host, "a", "fresh");
+    assert_eq!(host.sh("a", "curl -sg -m 20 http://web.example/"), "world");
+    assert_eq!(host.sh("a", "getent hosts nowhere.example || echo none"), "none");
+
+    // An address that the host gets later is the host's, too.
+    lab.ip("address add 198.51.100.99/32 dev lo");
+    assert_eq!(reached(&host, "a", &["198.51.100.99/8099", WORLD[0]]), [WORLD[0]]);
+
+    // The first thing a woken guest does is to connect, and it is not kept waiting.
+    host.ok(&["stop", "a"]);
+    assert_eq!(lab.line_pids(), [0; 0], "a sleeping sandbox has no processes");
+    let connect = "s=$EPOCHREALTIME; exec 3<>/dev/tcp/198.51.100.10/80 && read -u 3 line && e=$EPOCHREALTIME && \
+                   echo $(( (${e/./} - ${s/./}) / 1000 ))";
+    let took: u64 = host.ok(&["exec", "a", "--", "bash", "-c", connect]).trim().parse().unwrap();
+    assert!(took < 900, "{took} ms: a SYN was lost");
+    reaches_the_world_alone(&host, "a", "woken");
+    assert_eq!(names(&host, "a"), own, "it is who it was");
+
+    // A copy is somebody else before its first command.
+    host.ok(&["fork", "a", "--name", "b"]);
+    let other = names(&host, "b");
+    assert_ne!((&other.0, &other.1), (&own.0, &own.1));
+    assert_eq!(other.1, format!("{}/32", ip(&host, "b")));
+    reaches_the_world_alone(&host, "b", "forked");
+
+    // Whatever it calls itself, it reaches no more for that.
+    let disguise = "ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:07; ip link set eth0 up; \
+                    ip address flush dev eth0; ip address add 203.0.113.2/24 dev eth0; \
+                    ip address add 192.168.77.9/24 dev eth0; ip address add 169.254.169.1/16 dev eth0; \
+                    ip route replace default via 203.0.113.1 dev eth0; ip -6 address add fd77::9/64 dev eth0; \
+                    ip -6 route replace default via fe80::1 dev eth0";
+    host.ok(&["exec", "b", "--user", "root", "--", "sh", "-c", disguise]);
+    let near: Vec<&str> = NEVER.iter().chain(&LAN).copied().collect();
+    assert_eq!(reached(&host, "b", &near), [""; 0]);
+
+    // The daemon's end is none of the line's, and the VMM's end is.
+    let lines = lab.line_pids();
+    assert_eq!(lines.len(), 4, "two for each of two: {lines:?}");
+    host.kill_daemon();
+    host.start_daemon();
+    assert_eq!(reached(&host, "a", &[WORLD[0]]), [WORLD[0]]);
+    assert_eq!(lab.line_pids(), lines);
+    host.kill_vmms();
+    lab.wait_until_gone(&lines);
+    assert_eq!(lab.line_pids(), [0; 0]);
+    reaches_the_world_alone(&host, "a", "booted from its disk");
+    let lines = lab.line_pids();
+    host.ok(&["destroy", "a", "b", "-y"]);
+    lab.wait_until_gone(&lines);
+    assert_eq!(lab.line_pids(), [0; 0]);
+}
+
+/// The command that makes `x`, with these flags.
+fn create<'a>(rest: &[&'a str]) -> Vec<&'a str> {
+    [&["create", "--name", "x"], rest].concat()
+}
+
+#[test]
+fn what_a_sandbox_may_reach_is_kept_and_what_is_no_rule_is_refused() {
+    let lab = Lab::new(BHATTI);
+    let mut host = TestHost::start_with(lab.program(), &["--net", "auto"]);
+    host.refused(&create(&["--net", "bridge"]), 2, &["bridge"]);
+    host.refused(&create(&["--egress", "publik"]), 1, &["publik", "pypi.org"]);
+    host.refused(&create(&["--egress", "10.0.0.0/33"]), 1, &["10.0.0.0/33"]);
+    host.refused(&create(&["--egress", "none", "public"]), 1, &["none"]);
+    host.refused(&create(&["--net", "none", "--egress", "public"]), 1, &["network"]);
+    assert!(host.vmm_pids().is_empty() && lab.line_pids().is_empty());
+
+    host.ok(&["create", "--name", "names", "--egress", "web.example"]);
+    host.refused(&["create", "--name", "names", "--egress", "public"], 1, &["another network"]);
+    host.ok(&["create", "--name", "lan", "--egress", "192.168.77.0/24"]);
+    host.ok(&["create", "--name", "off", "--net", "none"]);
+    host.ok(&["create", "--name", "nothing", "--egress", "none"]);
+    let all: Vec<&str> =
+        WORLD.iter().chain(&NEVER).chain(&LAN).chain(&["198.51.100.11/80"]).copied().collect();
+    assert_eq!(reached(&host, "off", &all), [""; 0]);
+    assert_eq!(reached(&host, "nothing", &all), [""; 0]);
+    assert_eq!(host.json(&["inspect", "off"])["net"], "none");
+    assert_eq!(reached(&host, "lan", &all), ["192.168.77.1/80", "lan.example/80"]);
+    // Over sleep, a copy, and a boot from the disk.
+    let by_name =
+        ["web.example/80", "198.51.100.10/80", "other.example/80", "198.51.100.11/80", "192.168.77.1/80"];
+    let only = &by_name[..2];
+    assert_eq!(reached(&host, "names", &by_name), only);
+    host.ok(&["stop", "names"]);
+    assert_eq!(reached(&host, "names", &by_name), only, "woken");
+    host.ok(&["fork", "names", "--name", "copy"]);
+    assert_eq!(reached(&host, "copy", &by_name), only, "forked");
+    host.ok(&["snapshot", "create", "names", "--name", "kept"]);
+    host.ok(&["snapshot", "resume", "kept", "--name", "again"]);
+    assert_eq!(reached(&host, "again", &by_name), only, "resumed");
+    host.kill_vmms();
+    assert_eq!(reached(&host, "names", &by_name), only, "booted");
+
+    // A daemon that gives none says so, wakes what is there, and gives nobody any.
+    host.ok(&["stop", "names"]);
+    host.end_daemon();
+    host.serve_with(&["--net", "none"]);
+    host.start_daemon();
+    host.refused(&create(&["--net", "user"]), 1, &["no network", "--net none"]);
+    let start = host.run(&["start", "names"]);
+    assert_eq!(start.code, 0, "{}", start.stderr);
+    assert!(start.stderr.contains("no network in this run"), "{}", start.stderr);
+    let connect =
+        ["exec", "names", "--timeout", "4", "--", "bash", "-c", "exec 3<>/dev/tcp/198.51.100.10/80"];
+    assert_ne!(host.run(&connect).code, 0, "there is nobody at the other end of its line");
+}

@@ -1,0 +1,29 @@
+//! The way of a sandbox to the world, and what stands in it.
+//!
+//! ```text
+//!  guest ── virtio-net ── VMM ══ socket pair ══ relay ══ socket pair ══ passt ── sockets of the host ── world
+//!                         fd 1                  fd 0, 1                  fd 0
+//! ```
+//! The relay looks at every packet that the guest sends and lets through what its sandbox may reach; passt opens
+//! connections in the guest's place. Neither needs root, and neither knows more than this one sandbox.
+//!
+//! # Invariants
+//! - Who a packet is from is said by the socket that it came through, never by an address in it.
+//! - The host's own addresses, loopback, link-local addresses and those of metadata services are reached by no rule
+//!   whatever ([`reach`]).
+//! - Both processes end when the socket to the VMM does, and so with the VMM, whatever becomes of the daemon. Nothing
+//!   of them is in any file, so there is nothing to be reconciled.
+
+mod address;
+mod error;
+mod filter;
+mod names;
+mod packet;
+mod reach;
+mod relay;
+mod user;
+
+pub use address::{Address, DNS, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6};
+pub use error::{Error, Result};
+pub use relay::relay;
+pub use user::{FarEnd, Line, User, host_has_v6, line};
