@@ -96,6 +96,35 @@ impl Daemon {
         self.read(path, reply)
     }
 
+    /// Waits until there is a VMM that was started ahead; the daemon makes it by itself, once it has been left alone.
+    pub(crate) fn until_spare(&self) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        const LOOK: Duration = Duration::from_millis(50);
+        let began = Instant::now();
+        loop {
+            let url = format!("{}/metrics", self.url);
+            let reply = self
+                .agent
+                .get(url)
+                .header("Authorization", self.bearer())
+                .header("Accept", "application/json")
+                .call();
+            let metrics = self.read("/metrics", reply)?;
+            let mut families = metrics["families"].as_array().into_iter().flatten();
+            let spare = families.find(|family| family["name"] == "bhatti_spare_vmms");
+            if spare
+                .and_then(|family| family["samples"][0]["value"].as_f64())
+                .is_some_and(|ready| ready > 0.0)
+            {
+                return Ok(());
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(Error::new("waiting for a VMM that is started ahead", "it takes too long"));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     pub(crate) fn delete(&self, sandbox: &str) -> Result<()> {
         self.remove(&format!("/sandboxes/{sandbox}"))
     }

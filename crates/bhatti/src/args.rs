@@ -206,6 +206,16 @@ pub enum Accelerator {
     Tcg,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReadAhead {
+    /// What the wake before touched
+    Auto,
+    /// Nothing
+    Off,
+    /// Every file that the wake before touched, whole
+    All,
+}
+
 #[derive(Debug, Args)]
 pub struct Serve {
     /// Address for TCP, or `none` for the unix socket only
@@ -238,6 +248,13 @@ pub struct Serve {
     /// Machines of each shape in use that are kept ready for the next create; they count as running ones do
     #[arg(long, default_value_t = 0, value_name = "SANDBOXES", value_parser = clap::value_parser!(u32).range(0..=1024))]
     pub standby: u32,
+    /// VMMs that are started ahead, so that a wake need not wait for one; each takes some 20 MiB, and goes when nothing
+    /// starts for ten minutes
+    #[arg(long, default_value_t = 0, value_name = "VMMS", value_parser = clap::value_parser!(u8).range(0..=64))]
+    pub spare_vmms: u8,
+    /// What is read from the disk ahead of a wake
+    #[arg(long, value_enum, default_value_t = ReadAhead::Auto)]
+    pub prefetch: ReadAhead,
     /// How new sandboxes keep their root disks
     #[arg(long, value_enum, default_value_t = Layout::Auto)]
     pub storage_layout: Layout,

@@ -16,6 +16,7 @@ use crate::launch::{self, Frame, Greeting};
 use crate::memory::Share;
 use crate::ram::{Captured, DECODE_AHEAD, Decoded, Ram};
 use crate::services::{Services, blocking};
+use crate::spare;
 use crate::timing::Stopwatch;
 
 /// The pages that go on top of a RAM base.
@@ -111,6 +112,8 @@ pub(crate) enum Volumes {
 pub(crate) struct At<'a> {
     pub(crate) dir: &'a Path,
     pub(crate) lock: File,
+    /// The sandbox whose directory it is, if it may become another one: that of a VMM which was started ahead.
+    pub(crate) sandbox: Option<&'a SandboxDir>,
 }
 
 /// The machine of a sandbox that was cloned, with its own identity. The VMM is gone when this fails.
@@ -129,7 +132,7 @@ pub(crate) async fn bring_up(
         Volumes::InMemory => attached::disks(manifest),
         Volumes::ToBePlugged => Vec::new(),
     };
-    let at = At { dir: dir.path(), lock };
+    let at = At { dir: dir.path(), lock, sandbox: spare::is_common(manifest).then_some(dir) };
     let machine = load(services, at, manifest, pages, devices, plugged, watch).await?;
     let_go(services, manifest, (machine, memory), start, watch).await
 }
@@ -156,7 +159,7 @@ pub(crate) async fn load(
     })
     .await?;
     let spec = Frame { volumes: plugged, ..Frame::of(manifest, below) }.spec(qemu, &kernel, base, true);
-    let machine = Machine::launch(qemu, &spec, at.dir, at.lock).await?;
+    let machine = spare::vmm(services, at, &spec).await?;
     watch.lap("spawn");
     let loaded = async {
         ready.write_to(&machine).await?;

@@ -90,6 +90,7 @@ impl Host {
         if let Some(rooms) = rooms {
             tokio::spawn(crate::relief::watch(Arc::downgrade(&host.inner), rooms));
         }
+        crate::spare::keep(&host.inner.services);
         host.reopen_publications()?;
         host.look_after_schedules();
         Ok(host)
@@ -361,6 +362,7 @@ impl Host {
         self.inner.tasks.end();
         let entries = self.inner.registry.close();
         self.inner.services.standbys.close().await;
+        self.inner.services.spares.close().await;
         let mut first_error = None;
         if stop_all {
             for entry in &entries {

@@ -223,6 +223,8 @@ impl Host {
     /// # Errors
     /// `NotFound`; `InUse` while sandboxes or snapshots were made from it, naming them.
     pub async fn image_delete(&self, owner: &Owner, name: &ImageName) -> Result<()> {
+        // They map the memory of templates, perhaps of this image's.
+        self.inner.services.spares.drop_all().await;
         let (store, gone) = (self.inner.services.store.clone(), name.clone());
         self.to_the_end(blocking(move || {
             let record = match store.images().remove_name(&gone, Arch::host())? {

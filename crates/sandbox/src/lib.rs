@@ -31,6 +31,7 @@ mod loop_plan;
 mod loop_setup;
 mod memory;
 mod metrics;
+mod prefetch;
 mod publish;
 mod ram;
 mod registry;
@@ -42,6 +43,7 @@ mod services;
 mod setup;
 mod sleep;
 mod snapshots;
+mod spare;
 mod standby;
 mod state;
 mod storage_layout;
@@ -70,6 +72,7 @@ pub use lease::Leased;
 pub use loop_plan::LoopWish;
 pub use loop_setup::{LoopConfig, LoopReport, loop_advice, loop_storage};
 pub use metrics::{Family, Histogram, Sample, SampleValue};
+pub use prefetch::Prefetch;
 pub use publish::{Admitted, Publication, PublishLimits};
 pub use remote::{
     BackupId, BackupIdError, Keep, Listed, Progress as BackupProgress, PrunePlan, PruneReport, Summary,

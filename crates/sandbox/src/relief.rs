@@ -72,7 +72,7 @@ async fn short_of_memory(inner: &Inner) -> Result<bool> {
 /// Puts to sleep what it takes for a machine of `size`, or all that can be.
 async fn make_room(inner: &Arc<Inner>, size: Mebibytes) {
     let ledger = &inner.services.memory;
-    while !ledger.fits(size) && inner.services.standbys.drop_one().await {}
+    while !ledger.fits(size) && drop_nobodys(inner).await {}
     for candidate in candidates(inner) {
         if ledger.fits(size) {
             return;
@@ -83,7 +83,7 @@ async fn make_room(inner: &Arc<Inner>, size: Mebibytes) {
 
 async fn put_one_to_sleep(inner: &Arc<Inner>) {
     // Machines that are nobody's yet go before anybody's.
-    if inner.services.standbys.drop_one().await {
+    if drop_nobodys(inner).await {
         return;
     }
     for candidate in candidates(inner) {
@@ -91,6 +91,11 @@ async fn put_one_to_sleep(inner: &Arc<Inner>) {
             return;
         }
     }
+}
+
+/// Ends a machine that is nobody's yet, those first that save the least time; whether there was one.
+async fn drop_nobodys(inner: &Inner) -> bool {
+    inner.services.spares.drop_one().await || inner.services.standbys.drop_one().await
 }
 
 fn candidates(inner: &Inner) -> Vec<Candidate> {

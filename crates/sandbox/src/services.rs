@@ -17,8 +17,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::memory::{Ledger, Share};
 use crate::metrics::Metrics;
+use crate::prefetch::Prefetch;
 use crate::relief::Room;
 use crate::secrets::{SecretsKey, SecretsKeyText};
+use crate::spare::Spares;
 use crate::standby::Standbys;
 use crate::thermal::ThermalConfig;
 
@@ -45,6 +47,10 @@ pub struct HostConfig {
     pub max_memory: Option<Mebibytes>,
     /// How many machines of each shape that is used stand by for the next create.
     pub standby: usize,
+    /// How many VMMs are started ahead, for machines that wake or are made from memory.
+    pub spare_vmms: usize,
+    /// What is read ahead of a wake.
+    pub prefetch: Prefetch,
     /// Where the kernel tells of the host's memory.
     pub proc: PathBuf,
     /// How much what is published may be asked for.
@@ -70,6 +76,8 @@ impl HostConfig {
             wake_wait: Duration::from_secs(30),
             max_memory: None,
             standby: 0,
+            spare_vmms: 0,
+            prefetch: Prefetch::default(),
             proc: PathBuf::from("/proc"),
             publish: crate::publish::PublishLimits::default(),
             backup_to: None,
@@ -99,6 +107,7 @@ pub(crate) struct Services {
     wakes: Semaphore,
     pub(crate) memory: Arc<Ledger>,
     pub(crate) standbys: Standbys,
+    pub(crate) spares: Spares,
     pub(crate) metrics: Metrics,
     rooms: mpsc::Sender<Room>,
     /// The other end, until the host takes it.
@@ -128,6 +137,7 @@ impl Services {
             wakes: Semaphore::new(config.wakes.get()),
             memory: Ledger::new(config.max_memory),
             standbys: Standbys::default(),
+            spares: Spares::default(),
             metrics: Metrics::default(),
             rooms,
             who_needs_room: Mutex::new(Some(who_needs_room)),

@@ -190,7 +190,7 @@ async fn make(
     })
     .await?;
     let mut watch = Stopwatch::start();
-    let at = bring_up::At { dir: staged.dir(), lock };
+    let at = bring_up::At { dir: staged.dir(), lock, sandbox: None };
     let machine =
         bring_up::load(services, at, &manifest, Pages::Base, devices, Vec::new(), &mut watch).await?;
     Ok(Some(Standby { id, staged, machine, memory, clone, _pin: wish.pin.clone() }))

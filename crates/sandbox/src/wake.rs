@@ -17,10 +17,12 @@ use vm::Machine;
 
 use crate::actor::{Actor, Running, Start};
 use crate::attached;
-use crate::bring_up::Pages;
+use crate::bring_up::{At, Pages};
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch::{self, ATTACH_TIMEOUT, Frame};
+use crate::prefetch;
 use crate::services::blocking;
+use crate::spare;
 use crate::state::{Happening, State};
 use crate::timing::Stopwatch;
 use crate::view::Timings;
@@ -119,6 +121,7 @@ impl Actor {
         let version = self.services.qemu().await?.version.to_string();
         // Before its memory is consumed: what cannot be opened must not cost more than this wake.
         let (secrets, missing) = self.services.secrets_of(&self.manifest).await?;
+        let ahead = prefetch::begin(self.services.config.prefetch, &self.dir);
         let machine = match self.load(&mut watch).await {
             Ok(machine) => machine,
             Err(error) => return Err(self.wake_failed(error)),
@@ -146,6 +149,7 @@ impl Actor {
             }
         };
         watch.lap("attach");
+        ahead.note_later(&machine, &self.dir);
         self.running = Some(Running::new(machine, guest, memory));
         self.boot = Boot::Resume;
         self.enter(Happening::Woken)?;
@@ -187,7 +191,8 @@ impl Actor {
         watch.lap("verify");
         let spec = Frame::of(manifest, below).spec(qemu, &kernel, base, true);
         let ready = Pages::Stored(Arc::new(memory)).make_ready();
-        let machine = Machine::launch(qemu, &spec, self.dir.path(), lock).await?;
+        let at = At { dir: self.dir.path(), lock, sandbox: spare::is_common(manifest).then_some(&self.dir) };
+        let machine = spare::vmm(&self.services, at, &spec).await?;
         watch.lap("spawn");
         let loaded = async {
             ready.write_to(&machine).await?;

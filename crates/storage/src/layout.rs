@@ -27,6 +27,8 @@ pub const MEM_SNAP: &str = "mem.snap";
 pub const VM_SNAP: &str = "vm.snap";
 /// Device state as the VMM writes it, before it counts.
 pub const VM_SNAP_NEW: &str = "vm.snap.new";
+/// What the last wake read.
+pub const WAKE_SET: &str = "wake.set";
 /// The generation record of a sandbox or a template.
 pub const MANIFEST: &str = "manifest.json";
 /// A kernel, in its directory.
