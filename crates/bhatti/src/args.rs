@@ -143,6 +143,8 @@ pub enum BenchSuite {
     Exec,
     /// Bytes on disk and in the page cache
     Density,
+    /// Named snapshots, forks and resumes, on ext4, btrfs and xfs: a part of `storage`
+    Snapshot,
     /// Clones, snapshots, forks and where the bytes are, on ext4, btrfs and xfs
     Storage,
     /// What a second pull moves, and an import against tar and mke2fs
@@ -168,7 +170,7 @@ pub struct Bench {
     /// Which table
     #[arg(long, value_enum, default_value_t = BenchSuite::All)]
     pub suite: BenchSuite,
-    /// Filesystems for the suite storage [default: ext4,btrfs,xfs as root, else here]
+    /// Filesystems for the suites storage and snapshot [default: ext4,btrfs,xfs as root, else here]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "FS,...")]
     pub on: Vec<BenchFilesystem>,
     /// Write performance.md and performance.json into this directory, too
