@@ -11,8 +11,8 @@ use std::sync::{Arc, RwLock};
 use serde_json::json;
 use storage::{ImageRecord, ImageRef, KernelRecord, Manifest, RunState, SandboxDir, TemplateRecord};
 use types::{
-    Arch, Boot, CloneMethod, CommandDefaults, GuestFile, ImageName, Mebibytes, SandboxId, SandboxSpec,
-    StorageLayout, Timestamp,
+    Arch, Boot, CloneMethod, CommandDefaults, GuestFile, Mebibytes, SandboxId, SandboxSpec, StorageLayout,
+    Timestamp,
 };
 use vm::Machine;
 
@@ -48,13 +48,17 @@ pub(crate) async fn create(
     });
     let mut manifest = manifest(&SandboxId::random(), &spec, &wish, &template, disk_size)?;
     let given = Given::of(&spec, &wish.image);
+    // Before one that stands by is taken, which is charged to nobody.
+    let charge = services.charge(&spec.owner, spec.cpus, spec.memory)?;
     let (dir, cloned, machine) = match services.standbys.take(&wish.key()).await {
-        Some(standby) => {
+        Some(mut standby) => {
+            standby.memory = standby.memory.charged(charge);
             manifest.id = standby.id.clone();
             let (dir, cloned, machine) = dress(&given, manifest.clone(), standby).await?;
             (dir, cloned, Some(machine))
         }
         None => {
+            drop(charge);
             let (dir, cloned) = stage(services, &given, &template, manifest.clone()).await?;
             (dir, cloned, None)
         }
@@ -162,12 +166,12 @@ pub(crate) async fn wish(services: &Services, spec: &SandboxSpec) -> Result<Temp
     let layout = services.layout().await?;
     blocking(move || {
         loop {
-            let (image, kernel) = parts(&store, &spec.image)?;
+            let (image, kernel) = parts(&store, &spec)?;
             let (cpus, memory, machine) = (spec.cpus, spec.memory, machine.clone());
             let mut wish = TemplateWish { image, kernel, layout, cpus, memory, machine, pin: None };
             wish.pin = Some(Arc::new(store.pin_parts(&wish.image.id, &wish.kernel.id, &wish.key())));
             // What was found may have been collected before it was pinned; its name then means something else by now.
-            if parts(&store, &spec.image)? == (wish.image.clone(), wish.kernel.clone()) {
+            if parts(&store, &spec)? == (wish.image.clone(), wish.kernel.clone()) {
                 return Ok(wish);
             }
         }
@@ -175,8 +179,8 @@ pub(crate) async fn wish(services: &Services, spec: &SandboxSpec) -> Result<Temp
     .await
 }
 
-/// The image of that name, and today's kernel.
-fn parts(store: &storage::Store, image: &ImageName) -> Result<(ImageRecord, KernelRecord)> {
+/// The image that its owner calls so, and today's kernel.
+fn parts(store: &storage::Store, spec: &SandboxSpec) -> Result<(ImageRecord, KernelRecord)> {
     let kernel = store.kernel().get(Arch::host()).map_err(|error| {
         if error.kind() == storage::ErrorKind::NotFound {
             Error::new(ErrorKind::NotReady, "there is no guest kernel here yet").hint("run `bhatti setup`")
@@ -184,7 +188,8 @@ fn parts(store: &storage::Store, image: &ImageName) -> Result<(ImageRecord, Kern
             error.into()
         }
     })?;
-    let record = store.images().resolve(image, Arch::host()).map_err(|error| {
+    let image = &spec.image;
+    let record = store.images().resolve_for(&spec.owner, image, Arch::host()).map_err(|error| {
         if error.kind() == storage::ErrorKind::NotFound {
             Error::new(ErrorKind::NotFound, format!("there is no image {:?}", image.as_str()))
                 .hint("`bhatti image list` shows those that are there; `bhatti setup` makes `minimal`")

@@ -7,12 +7,13 @@ use storage::DaemonLock;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use types::{Arch, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SpecLimits, Thermal, VolumeName};
+use types::{Counted, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SpecLimits, Thermal, VolumeName};
 
 use crate::actor::{Actor, Command, Edit, Reply, Shared, Start};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyed::KeyedLocks;
 use crate::lease::Lease;
+use crate::quota::Places;
 use crate::registry::{Entry, Registry};
 use crate::services::{HostConfig, Services, blocking};
 use crate::view::{EventView, HostInfo, Report, SandboxView};
@@ -160,11 +161,12 @@ impl Host {
         let secrets = Arc::clone(&self.inner.secrets).read_owned().await;
         self.require_secrets(&spec.owner, &spec.secrets).await?;
         let held = self.hold_volumes(&spec.owner, spec.volumes.iter().map(|volume| &volume.name)).await;
+        let places = self.places_for(&spec).await?;
         // Made in a task of its own, so that a caller who goes away leaves a whole sandbox or none. The name stays taken
         // for as long as the task works on it.
         let host = self.clone();
         let made = self.inner.owners.spawn(async move {
-            let (_name, _held, _secrets) = (name, held, secrets);
+            let (_name, _held, _secrets, _places) = (name, held, secrets, places);
             let owner = spec.owner.clone();
             let (provided, mut said) = host.provide_volumes(&owner, &spec.volumes).await?;
             let made = crate::create::create(&host.inner.services, spec).await;
@@ -183,6 +185,15 @@ impl Host {
             Ok(report)
         });
         made.await.map_err(|error| Error::new(ErrorKind::Internal, "creating failed").source(error))?
+    }
+
+    /// Places for a new sandbox and for those of its volumes that are not there yet.
+    async fn places_for(&self, spec: &SandboxSpec) -> Result<Places> {
+        let volumes = self.inner.services.store.volumes();
+        let missing = spec.volumes.iter().filter(|volume| !volumes.exists(&spec.owner, &volume.name)).count();
+        let missing = u64::try_from(missing).unwrap_or(u64::MAX);
+        let wanted = [(Counted::Sandboxes, 1), (Counted::Volumes, missing), (Counted::Disk, 0)];
+        self.places(&spec.owner, &wanted).await
     }
 
     /// Wakes, one after the other and behind everybody's back, what is to stay hot and is not.
@@ -236,13 +247,16 @@ impl Host {
         });
     }
 
-    /// The owner's sandboxes that have all these labels, by name.
+    /// The owner's sandboxes, or everybody's, that have all these labels, by name.
     #[must_use]
-    pub fn list(&self, owner: &Owner, labels: &Labels) -> Vec<SandboxView> {
+    pub fn list(&self, owner: Option<&Owner>, labels: &Labels) -> Vec<SandboxView> {
         let has = |view: &SandboxView| labels.iter().all(|(key, value)| view.labels.get(key) == Some(value));
-        let mut views: Vec<_> =
-            self.inner.registry.of_owner(owner).iter().map(|entry| entry.shared.view()).filter(has).collect();
-        views.sort_by(|a, b| a.name.cmp(&b.name));
+        let entries = match owner {
+            Some(owner) => self.inner.registry.of_owner(owner),
+            None => self.inner.registry.all(),
+        };
+        let mut views: Vec<_> = entries.iter().map(|entry| entry.shared.view()).filter(has).collect();
+        views.sort_by(|a, b| (&a.name, &a.owner).cmp(&(&b.name, &b.owner)));
         views
     }
 
@@ -318,24 +332,6 @@ impl Host {
     pub(crate) async fn lease(&self, owner: &Owner, which: &str) -> Result<(guest::Guest, Lease)> {
         let asked = tokio::time::Instant::now();
         self.ask(owner, which, |reply| Command::Lease(asked, reply)).await
-    }
-
-    /// The base images.
-    ///
-    /// # Errors
-    /// When they cannot be read.
-    pub async fn images(&self) -> Result<Vec<storage::ImageRecord>> {
-        let store = self.inner.services.store.clone();
-        blocking(move || Ok(store.images().list()?)).await
-    }
-
-    /// The base image of that name for this host's architecture.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub async fn image(&self, name: &types::ImageName) -> Result<storage::ImageRecord> {
-        let (store, name) = (self.inner.services.store.clone(), name.clone());
-        blocking(move || Ok(store.images().resolve(&name, Arch::host())?)).await
     }
 
     /// Events after `seq`, oldest first; only those of `owner` when given.

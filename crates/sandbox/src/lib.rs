@@ -32,6 +32,7 @@ mod loop_setup;
 mod memory;
 mod metrics;
 mod publish;
+mod quota;
 mod ram;
 mod registry;
 mod relief;
@@ -53,6 +54,7 @@ mod timing;
 mod traffic;
 mod upkeep;
 mod usage;
+mod users;
 mod view;
 mod volumes;
 mod wake;
@@ -86,6 +88,7 @@ pub use tasks::{TaskError, TaskProgress, TaskRecord, TaskStatus};
 pub use thermal::ThermalConfig;
 pub use upkeep::{Gc, Upkeep};
 pub use usage::UsageCheck;
+pub use users::{KeyHolder, UserKey, UserView};
 pub use view::{
     DecisionView, EventView, HostInfo, Report, SandboxView, SnapshotReport, SnapshotView, Status, Timings,
     Transition,

@@ -9,7 +9,7 @@ use meta::Index;
 use storage::Store;
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
-use types::{Accel, Arch, Bytes, Mebibytes, StorageLayout};
+use types::{Accel, Arch, Bytes, Mebibytes, Owner, StorageLayout};
 use vm::Qemu;
 
 use crate::backups::{BackupStore, open_store};
@@ -100,6 +100,8 @@ pub(crate) struct Services {
     pub(crate) memory: Arc<Ledger>,
     pub(crate) standbys: Standbys,
     pub(crate) metrics: Metrics,
+    pub(crate) users: crate::users::Users,
+    pub(crate) tally: Arc<crate::quota::Tally>,
     rooms: mpsc::Sender<Room>,
     /// The other end, until the host takes it.
     pub(crate) who_needs_room: Mutex<Option<mpsc::Receiver<Room>>>,
@@ -122,6 +124,7 @@ impl Services {
             }
             other => other?,
         };
+        let users = crate::users::Users::load(&index)?;
         let index = Arc::new(Mutex::new(index));
         let (rooms, who_needs_room) = mpsc::channel(64);
         Ok(Arc::new(Self {
@@ -129,6 +132,8 @@ impl Services {
             memory: Ledger::new(config.max_memory),
             standbys: Standbys::default(),
             metrics: Metrics::default(),
+            users,
+            tally: Arc::default(),
             rooms,
             who_needs_room: Mutex::new(Some(who_needs_room)),
             config,
@@ -171,6 +176,12 @@ impl Services {
             .hint("try again in a moment, or let more wake at once with `bhatti serve --wakes`"));
         };
         turn.map_err(|closed| Error::new(ErrorKind::Internal, "nothing wakes any more").source(closed))
+    }
+
+    /// The memory for a machine of `owner`, charged to them.
+    pub(crate) async fn room_for_machine(&self, owner: &Owner, cpus: u32, size: Mebibytes) -> Result<Share> {
+        let charge = self.charge(owner, cpus, size)?;
+        Ok(self.room_for(size).await?.charged(charge))
     }
 
     /// The memory for a machine. Where there is a limit and it is reached, those who need theirs least give it up first.

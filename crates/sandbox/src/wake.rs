@@ -113,9 +113,15 @@ impl Actor {
         Ok(())
     }
 
+    /// The memory of its machine.
+    async fn room(&self) -> Result<crate::memory::Share> {
+        let manifest = &self.manifest;
+        self.services.room_for_machine(&manifest.owner, manifest.cpus, manifest.memory_mib).await
+    }
+
     async fn wake(&mut self) -> Result<Started> {
         let mut watch = Stopwatch::start();
-        let memory = self.services.room_for(self.manifest.memory_mib).await?;
+        let memory = self.room().await?;
         let version = self.services.qemu().await?.version.to_string();
         // Before its memory is consumed: what cannot be opened must not cost more than this wake.
         let (secrets, missing) = self.services.secrets_of(&self.manifest).await?;
@@ -233,7 +239,7 @@ impl Actor {
     /// Boots from the disk.
     async fn cold_boot(&mut self) -> Result<Started> {
         let mut watch = Stopwatch::start();
-        let memory = self.services.room_for(self.manifest.memory_mib).await?;
+        let memory = self.room().await?;
         let (secrets, missing) = self.services.secrets_of(&self.manifest).await?;
         let lost = self.trouble.take();
         let machine = match self.boot(&mut watch).await {

@@ -13,7 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use types::Owner;
 
-use crate::auth::Caller;
+use crate::auth::Whose;
 use crate::extract::Params;
 use crate::refusal::Refusal;
 use crate::router::App;
@@ -39,7 +39,7 @@ const PAGE: u32 = 500;
 )]
 pub(crate) async fn events(
     State(app): State<App>,
-    Caller(owner): Caller,
+    Whose(owner): Whose,
     headers: HeaderMap,
     mut query: Params,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
@@ -73,7 +73,8 @@ fn message(event: EventView) -> Event {
 
 struct Feed {
     host: Host,
-    owner: Owner,
+    /// Whose events these are; everybody's if nobody's name is here.
+    owner: Option<Owner>,
     live: Receiver<EventView>,
     page: VecDeque<EventView>,
     last: u64,
@@ -84,6 +85,11 @@ struct Feed {
 }
 
 impl Feed {
+    fn wants(&self, event: &EventView) -> bool {
+        self.owner.as_ref().is_none_or(|owner| event.owner == *owner)
+            && (event.seq > self.last || event.seq == 0)
+    }
+
     async fn next(&mut self) -> Option<EventView> {
         loop {
             if let Some(event) = self.page.pop_front() {
@@ -91,7 +97,7 @@ impl Feed {
                 return Some(event);
             }
             if self.replay {
-                match self.host.events_since(Some(&self.owner), self.last, PAGE) {
+                match self.host.events_since(self.owner.as_ref(), self.last, PAGE) {
                     Ok(page) => {
                         self.replay = !page.is_empty();
                         self.page = page.into();
@@ -110,7 +116,7 @@ impl Feed {
                 () = self.leave.cancelled() => return None,
                 event = self.live.recv() => match event {
                     // Number 0 is an event that could not be kept.
-                    Ok(event) if event.owner == self.owner && (event.seq > self.last || event.seq == 0) => {
+                    Ok(event) if self.wants(&event) => {
                         self.page.push_back(event);
                     }
                     Ok(_) => {}
