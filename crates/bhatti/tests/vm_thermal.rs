@@ -215,7 +215,8 @@ fn a_machine_that_stands_by_becomes_a_sandbox_like_any_other_and_only_once() {
     let mut host = TestHost::start_with(BHATTI, &["--standby", "1"]);
     let first = host.json(&["create", "--name", "first"]);
     assert_eq!(first["boot"], "template", "{first}");
-    host.follow_events().wait_for("standby.ready");
+    let mut events = host.follow_events();
+    events.wait_for("standby.ready");
     assert_eq!(host.vmm_pids().len(), 2);
     assert_eq!(host.json(&["list"]).as_array().unwrap().len(), 1, "it is nobody's yet");
     let note = tempfile::NamedTempFile::new().unwrap();
@@ -237,6 +238,17 @@ fn a_machine_that_stands_by_becomes_a_sandbox_like_any_other_and_only_once() {
     assert_eq!(told, "second\nme\nfrom the host");
     let who = "cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1";
     assert_ne!(host.sh("first", who), host.sh("second", who));
+    // The next one is made though somebody works all the time.
+    thread::scope(|scope| {
+        let working = scope.spawn(|| host.sh("second", "until [ -e /tmp/go ]; do sleep 0.1; done"));
+        events.wait_for("standby.ready");
+        assert!(!working.is_finished(), "it waits to be told");
+        host.sh("second", "touch /tmp/go");
+    });
+    let third = host.json(&["create", "--name", "third"]);
+    assert_eq!(third["boot"], "standby", "{third}");
+    assert_ne!(host.sh("third", who), host.sh("second", who));
+    host.ok(&["destroy", "-y", "third"]);
     // What comes after is as after any create: it sleeps, wakes, and boots from its own disk.
     host.sh("second", "echo here > /dev/shm/nonce; echo kept > ~/kept; sync");
     host.ok(&["stop", "second"]);

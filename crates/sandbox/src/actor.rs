@@ -175,6 +175,7 @@ impl Actor {
 
     /// Carries out one command. Who asked may have gone: then nobody hears the reply, and that is all.
     async fn obey(&mut self, command: Command) {
+        let _at_work = self.services.bustle.enter();
         match command {
             Command::Lease(asked, reply) => {
                 // Waking for somebody who has gone would be for nobody.

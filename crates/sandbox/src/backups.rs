@@ -281,18 +281,12 @@ impl Host {
 
     /// Looks for backups that are due until the daemon ends.
     pub(crate) fn look_after_schedules(&self) {
-        let (inner, ending) = (Arc::downgrade(&self.inner), self.inner.ending.clone());
-        let look = async move {
+        let inner = Arc::downgrade(&self.inner);
+        self.spawn_until_the_end(async move {
             loop {
                 tokio::time::sleep(LOOK_EVERY).await;
                 let Some(inner) = inner.upgrade() else { break };
                 Self { inner }.back_up_what_is_due(Timestamp::now()).await;
-            }
-        };
-        tokio::spawn(async move {
-            tokio::select! {
-                () = look => {}
-                () = ending.cancelled() => {}
             }
         });
     }

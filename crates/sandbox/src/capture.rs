@@ -19,7 +19,7 @@ use vm::Machine;
 use crate::actor::{Actor, Running};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ram::{CaptureBuffer, Captured};
-use crate::services::{blocking, devices_not_saved};
+use crate::services::{Services, blocking, devices_not_saved};
 use crate::state::State;
 use crate::timing::Stopwatch;
 use crate::view::Timings;
@@ -364,7 +364,7 @@ impl Actor {
     /// Removes what an earlier manifest named and nothing names any more, when nobody waits for it.
     pub(crate) fn release(&self, before: Manifest) {
         let store = self.services.store.clone();
-        tokio::task::spawn_blocking(move || {
+        self.services.background.spawn_blocking(move || {
             if let Err(error) = store.release(&before) {
                 tracing::warn!(%error, sandbox = %before.name, "what it no longer needs stays; `bhatti gc` removes it");
             }
@@ -500,10 +500,10 @@ pub(crate) fn unreadable(error: std::io::Error) -> Error {
 }
 
 /// What was captured goes to files nobody waits for: sums for the check of the frozen layer.
-pub(crate) fn seal_later(store: &storage::Store, layer: Option<LayerRef>, pin: Pin) {
+pub(crate) fn seal_later(services: &Services, layer: Option<LayerRef>, pin: Pin) {
     let Some(layer) = layer else { return };
-    let store = store.clone();
-    tokio::task::spawn_blocking(move || {
+    let store = services.store.clone();
+    services.background.spawn_blocking(move || {
         if let Err(error) = store.layers().seal(&layer) {
             tracing::warn!(%error, layer = %layer.id, "a frozen layer has no checksum yet; `bhatti fsck` makes it");
         }

@@ -34,6 +34,7 @@ pub(crate) async fn create(
     services: &Arc<Services>,
     spec: SandboxSpec,
 ) -> Result<(Actor, Timings, Vec<String>)> {
+    let _at_work = services.bustle.enter();
     let mut watch = Stopwatch::start();
     services.require_space(ROOM_FOR_A_SANDBOX, "a sandbox")?;
     spec.thermal.check(services.config.thermal.times)?;
@@ -66,7 +67,9 @@ pub(crate) async fn create(
     watch.lap("disk");
     let grow = disk_size > image_size(&wish);
     let boot = if machine.is_some() { Boot::Standby } else { Boot::Template };
-    let start = start(&manifest, &template, grow, inline(&given));
+    let mut start = start(&manifest, &template, grow, inline(&given));
+    // Its agent has let go of the daemon since.
+    start.pad &= machine.is_none();
     let made = async {
         match machine {
             Some(machine) => let_go(services, &manifest, machine, start, &mut watch).await,
@@ -112,7 +115,7 @@ pub(crate) fn actor(
     clone: CloneMethod,
     last_active_at: Timestamp,
 ) -> Actor {
-    let activity = Activity::new(last_active_at);
+    let activity = Activity::new(last_active_at, Arc::clone(&services.bustle));
     let state = crate::actor::resting_state(&manifest);
     let boot = if state == State::Cold { Boot::Resume } else { Boot::ColdBoot };
     let view = crate::view::SandboxView {

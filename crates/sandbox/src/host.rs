@@ -1,11 +1,10 @@
 //! The host: all sandboxes of one data directory, and the verbs that find one and hand the work to its owner.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use storage::DaemonLock;
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use types::{Counted, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SpecLimits, Thermal, VolumeName};
 
@@ -41,13 +40,12 @@ pub(crate) struct Inner {
     pub(crate) secrets: Arc<tokio::sync::RwLock<()>>,
     /// What is published of them.
     pub(crate) publications: crate::publish::Publications,
-    /// Cancelled when the daemon ends, for what goes on by itself.
-    pub(crate) ending: CancellationToken,
     pub(crate) owners: TaskTracker,
     pub(crate) tasks: crate::tasks::Tasks,
     limits: SpecLimits,
     info: OnceLock<HostInfo>,
-    _lock: DaemonLock,
+    /// Until the end of `shutdown`, whoever still holds the host then.
+    lock: Mutex<Option<DaemonLock>>,
 }
 
 impl Host {
@@ -77,19 +75,18 @@ impl Host {
                 volumes: KeyedLocks::default(),
                 secrets: Arc::default(),
                 publications,
-                ending: CancellationToken::new(),
                 owners: TaskTracker::new(),
                 tasks: crate::tasks::Tasks::default(),
                 limits,
                 info: OnceLock::new(),
-                _lock: lock,
+                lock: Mutex::new(Some(lock)),
             }),
         };
         crate::tasks::bury(&host.inner.services)?;
         crate::reopen::reopen(&host).await?;
         let rooms = host.inner.services.who_needs_room.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(rooms) = rooms {
-            tokio::spawn(crate::relief::watch(Arc::downgrade(&host.inner), rooms));
+            host.spawn_until_the_end(crate::relief::watch(Arc::downgrade(&host.inner), rooms));
         }
         host.reopen_publications()?;
         host.look_after_schedules();
@@ -214,6 +211,17 @@ impl Host {
                         tracing::warn!(error = %error.with_causes(), sandbox = %name, "is to be kept hot, and did not wake");
                     }
                 }
+            }
+        });
+    }
+
+    /// Does `work` by itself, until it is done or the daemon ends.
+    pub(crate) fn spawn_until_the_end(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let ending = self.inner.services.ending.clone();
+        self.inner.services.background.spawn(async move {
+            tokio::select! {
+                () = work => {}
+                () = ending.cancelled() => {}
             }
         });
     }
@@ -353,10 +361,11 @@ impl Host {
     /// # Errors
     /// With `stop_all`: the first sandbox that could not be put to sleep; the others are tried all the same.
     pub async fn shutdown(&self, stop_all: bool) -> Result<()> {
-        self.inner.ending.cancel();
+        let services = &self.inner.services;
+        services.ending.cancel();
         self.inner.tasks.end();
         let entries = self.inner.registry.close();
-        self.inner.services.standbys.close().await;
+        services.standbys.close().await;
         let mut first_error = None;
         if stop_all {
             for entry in &entries {
@@ -371,7 +380,11 @@ impl Host {
         drop(entries);
         self.inner.owners.close();
         self.inner.owners.wait().await;
-        self.inner.services.index().touch(&seen)?;
+        services.background.close();
+        services.background.wait().await;
+        services.index().touch(&seen)?;
+        // Nothing works on its files any more: the next daemon may have them.
+        drop(self.inner.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
         first_error.map_or(Ok(()), Err)
     }
 
@@ -421,5 +434,26 @@ fn existing(spec: &SandboxSpec, view: SandboxView) -> Result<Report> {
             pause: None,
             warnings: Vec::new(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_data_directory_is_free_when_its_daemon_has_ended_even_if_somebody_still_holds_the_host() {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..20 {
+            let host = Host::open(HostConfig::new(dir.path())).await.unwrap();
+            let taken = Host::open(HostConfig::new(dir.path())).await;
+            assert_eq!(taken.err().map(|error| error.kind()), Some(ErrorKind::Busy));
+            // What goes on by itself has begun and may be at work on anything.
+            host.inner.services.background.spawn(tokio::task::yield_now());
+            host.shutdown(false).await.unwrap();
+            assert!(host.inner.services.background.is_empty());
+            let next = Host::open(HostConfig::new(dir.path())).await.unwrap();
+            next.shutdown(false).await.unwrap();
+        }
     }
 }

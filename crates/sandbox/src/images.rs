@@ -192,7 +192,7 @@ impl Host {
             let capture =
                 send(&entry, |reply| Command::Capture { staged, with_memory: false, reply }).await?;
             let pin = services.store.pin(&capture.manifest);
-            crate::capture::seal_later(&services.store, capture.frozen.clone(), pin);
+            crate::capture::seal_later(&services, capture.frozen.clone(), pin);
             blocking(move || {
                 let manifest = &capture.manifest;
                 let store = &services.store;

@@ -31,6 +31,7 @@ mod loop_plan;
 mod loop_setup;
 mod memory;
 mod metrics;
+mod moment;
 mod publish;
 mod quota;
 mod ram;

@@ -9,6 +9,8 @@ use meta::Index;
 use storage::Store;
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use types::{Accel, Arch, Bytes, Mebibytes, Owner, StorageLayout};
 use vm::Qemu;
 
@@ -17,6 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::memory::{Ledger, Share};
 use crate::metrics::Metrics;
+use crate::moment::Bustle;
 use crate::relief::Room;
 use crate::secrets::{SecretsKey, SecretsKeyText};
 use crate::standby::Standbys;
@@ -99,6 +102,12 @@ pub(crate) struct Services {
     wakes: Semaphore,
     pub(crate) memory: Arc<Ledger>,
     pub(crate) standbys: Standbys,
+    /// What is done for somebody right now.
+    pub(crate) bustle: Arc<Bustle>,
+    /// Cancelled when the daemon ends, for what goes on by itself.
+    pub(crate) ending: CancellationToken,
+    /// What goes on by itself; the daemon's end waits for it.
+    pub(crate) background: TaskTracker,
     pub(crate) metrics: Metrics,
     pub(crate) users: crate::users::Users,
     pub(crate) tally: Arc<crate::quota::Tally>,
@@ -131,6 +140,9 @@ impl Services {
             wakes: Semaphore::new(config.wakes.get()),
             memory: Ledger::new(config.max_memory),
             standbys: Standbys::default(),
+            bustle: Bustle::new(),
+            ending: CancellationToken::new(),
+            background: TaskTracker::new(),
             metrics: Metrics::default(),
             users,
             tally: Arc::default(),

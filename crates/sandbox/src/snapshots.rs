@@ -243,7 +243,7 @@ impl Host {
                 .hint("leave --strict away to boot them"));
             }
             let (pause, frozen) = (capture.pause, capture.frozen.clone());
-            seal_later(&services.store, frozen, services.store.pin(&capture.manifest));
+            seal_later(&services, frozen, services.store.pin(&capture.manifest));
             watch.lap("capture");
             let _shared = host.share_volumes(&capture.manifest).await?;
             let seed = Arc::new(seed_of(&services, capture, fork.names.len()).await?);
@@ -398,7 +398,7 @@ async fn write_out(services: &Arc<Services>, capture: Capture) -> Result<(Snapsh
         Ok(staged.commit(written.map(|memory| (memory, detached)), pause, manifest)?)
     })
     .await?;
-    seal_later(&services.store, frozen, pin);
+    seal_later(services, frozen, pin);
     let stored = record.sandbox.memory.as_ref().map_or(Bytes(0), |memory| memory.mem_content_bytes);
     Ok((record, private, stored))
 }

@@ -186,13 +186,19 @@ async fn snap(
 async fn warm_up(guest: &guest::Guest) -> Result<()> {
     let script = "true; id; ls -la /; cat /etc/os-release; bash -c true; sudo -n true; date; sleep 0";
     for user in [None, Some("root".to_owned())] {
-        let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
-        let mut stream = guest.exec(wire::Exec { argv, user, ..wire::Exec::default() }).await?;
-        // An image may lack any of these, even a shell: that makes its first command slower and nothing else.
-        while let Some(event) = stream.next().await {
-            if let guest::ExecEvent::Failed(error) = event {
-                tracing::debug!(%error, "the image has no shell to warm up with");
-            }
+        run_to_warm_up(guest, &["sh", "-c", script], user).await?;
+    }
+    Ok(())
+}
+
+/// Runs a command of which only that it ran is of use. An image may lack it: that makes a first command slower and
+/// nothing else.
+pub(crate) async fn run_to_warm_up(guest: &guest::Guest, argv: &[&str], user: Option<String>) -> Result<()> {
+    let argv = argv.iter().map(|word| (*word).to_owned()).collect();
+    let mut stream = guest.exec(wire::Exec { argv, user, ..wire::Exec::default() }).await?;
+    while let Some(event) = stream.next().await {
+        if let guest::ExecEvent::Failed(error) = event {
+            tracing::debug!(%error, "the image has nothing to warm up with");
         }
     }
     Ok(())

@@ -163,7 +163,7 @@ impl Actor {
         );
         // Off the caller's path: the files mean nothing any more, and the next stop replaces them.
         let (dir, name) = (self.dir.clone(), self.manifest.name.clone());
-        tokio::task::spawn_blocking(move || {
+        self.services.background.spawn_blocking(move || {
             if let Err(error) = dir.drop_consumed_memory() {
                 tracing::warn!(%error, sandbox = %name, "consumed memory files stay until the next stop");
             }
