@@ -55,11 +55,16 @@ pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>
     found.rows.push(row);
     found.notes.extend(notes);
     found.rows.push(resumes(daemon, options, progress)?);
-    let idle = idle_memory(daemon, progress);
-    found.rows.push(match idle {
-        Err(error) if !error.is_interrupted() => Row::missing("memory of idle warm sandboxes", error),
-        idle => idle?,
-    });
+    match idle_memory(daemon, progress) {
+        Err(error) if !error.is_interrupted() => {
+            found.rows.push(Row::missing("memory of idle warm sandboxes", error));
+        }
+        idle => {
+            let (row, note) = idle?;
+            found.rows.push(row);
+            found.notes.push(note);
+        }
+    }
     Ok(found)
 }
 
@@ -224,8 +229,8 @@ fn wait_a_little(since: Instant, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// What paused sandboxes keep of the host's memory, beside what their guests have written.
-fn idle_memory(daemon: &Daemon, progress: Progress<'_>) -> Result<Row> {
+/// What paused sandboxes keep of the host's memory, beside what their guests have written, and what they share.
+fn idle_memory(daemon: &Daemon, progress: Progress<'_>) -> Result<(Row, String)> {
     progress.step(&format!("memory of {WARM} warm sandboxes"))?;
     let names: Vec<String> = (1..=WARM).map(|number| format!("warm-{number}")).collect();
     for name in &names {
@@ -234,18 +239,28 @@ fn idle_memory(daemon: &Daemon, progress: Progress<'_>) -> Result<Row> {
         daemon.exec(name, &["true"])?;
     }
     let (mut ours, mut theirs) = (Sample::default(), Sample::default());
+    let (mut shared, mut share) = (Sample::default(), Sample::default());
     for name in &names {
         until_warm(daemon, name)?;
     }
     for name in &names {
         let resident = resident::of(&daemon.sandbox_dir(name)?)?;
-        ours.push(mib(resident.proportional));
+        ours.push(mib(resident.own));
         theirs.push(mib(resident.written));
+        shared.push(mib(resident.shared));
+        share.push(mib(resident.share));
     }
     for name in &names {
         daemon.delete(name)?;
     }
-    Ok(Row::new(format!("host memory of each of {WARM} idle warm sandboxes"), "MiB", ours)
+    let note = format!(
+        "pages of the RAM base that each of the {WARM} maps and others, too: {:.1} MiB, there once for all; divided by \
+         how many map them: {:.2} MiB each",
+        shared.median(),
+        share.median()
+    );
+    let row = Row::new(format!("host memory of each of {WARM} idle warm sandboxes"), "MiB", ours)
         .against("what the guest wrote", theirs)
-        .target(Target::AtMostTimes(1.3)))
+        .target(Target::AtMostTimes(1.3));
+    Ok((row, note))
 }

@@ -727,9 +727,9 @@ pub struct FileWrite {
 
 #[derive(Debug, Args)]
 pub struct Events {
-    /// Only events after this number
-    #[arg(long, value_name = "SEQ")]
-    pub since: Option<u64>,
+    /// Only events after this number, or from this time on (such as 2026-11-25T19:00:00Z)
+    #[arg(long, value_name = "SEQ|TIME")]
+    pub since: Option<types::Since>,
     /// Go on with what happens from now on; with --json a document a line
     #[arg(long, short = 'f')]
     pub follow: bool,

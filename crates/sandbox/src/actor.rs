@@ -17,6 +17,7 @@ use types::{After, Boot, CloneMethod, Mebibytes, SandboxName, Timestamp, VolumeM
 use vm::{End, Machine};
 
 use crate::attached::{Begun, Change};
+use crate::breaker::Breaker;
 use crate::capture::Capture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Activity, Lease};
@@ -125,6 +126,7 @@ pub(crate) struct Actor {
     pub(crate) pending_freeze: Option<Freeze>,
     /// Why it is broken, or why its memory is gone; told at the next start.
     pub(crate) trouble: Option<String>,
+    pub(crate) breaker: Breaker,
     pub(crate) boot: Boot,
     pub(crate) clone: CloneMethod,
     pub(crate) last_transition: Option<Transition>,

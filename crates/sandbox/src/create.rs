@@ -152,6 +152,7 @@ pub(crate) fn actor(
         running: None,
         pending_freeze: None,
         trouble: None,
+        breaker: crate::breaker::Breaker::default(),
         boot,
         clone,
         last_transition: None,

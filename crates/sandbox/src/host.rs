@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use storage::DaemonLock;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
-use types::{Counted, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SpecLimits, Thermal, VolumeName};
+use types::{
+    Counted, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, Since, SpecLimits, Thermal, VolumeName,
+};
 
 use crate::actor::{Actor, Command, Edit, Reply, Shared, Start};
 use crate::error::{Error, ErrorKind, Result};
@@ -348,6 +350,17 @@ impl Host {
     /// When the index cannot be read.
     pub fn events_since(&self, owner: Option<&Owner>, seq: u64, limit: u32) -> Result<Vec<EventView>> {
         self.inner.services.events.since(seq, limit, owner)
+    }
+
+    /// The number after which the events are that `since` means.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn events_after(&self, since: Since) -> Result<u64> {
+        match since {
+            Since::Number(number) => Ok(number),
+            Since::Time(at) => self.inner.services.events.last_before(at),
+        }
     }
 
     /// Events from now on.

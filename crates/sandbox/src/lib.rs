@@ -13,6 +13,7 @@ mod accel;
 mod actor;
 mod attached;
 mod backups;
+mod breaker;
 mod bring_up;
 mod capture;
 mod convert;

@@ -37,11 +37,22 @@ impl Actor {
     /// Makes the sandbox hot for somebody who asked at `asked`, which counts when there is a queue.
     pub(crate) async fn ensure_hot_for(&mut self, asked: Instant, start: Start) -> Result<Started> {
         self.settle_freeze().await?;
+        match self.state {
+            State::Off | State::Cold => {}
+            State::Hot | State::Warm | State::Broken | State::Gone => return self.make_hot(start).await,
+        }
+        if start.discard_memory {
+            self.breaker.reset();
+        }
+        self.breaker.check(self.manifest.name.as_str(), Instant::now())?;
         let services = Arc::clone(&self.services);
-        let _turn = match self.state {
-            State::Off | State::Cold => Some(services.turn_to_wake(asked).await?),
-            State::Hot | State::Warm | State::Broken | State::Gone => None,
-        };
+        let _turn = services.turn_to_wake(asked).await?;
+        let started = self.make_hot(start).await;
+        self.breaker.note(&started, Instant::now());
+        started
+    }
+
+    async fn make_hot(&mut self, start: Start) -> Result<Started> {
         match self.state {
             State::Hot => self.check_channel().await,
             State::Warm => self.resume().await,

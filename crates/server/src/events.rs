@@ -24,12 +24,13 @@ const PAGE: u32 = 500;
 
 /// Streams events: kept ones after `since`, then new ones as they happen.
 ///
-/// Each event has its number as SSE id, so that a client that lost its connection can go on with `Last-Event-ID`.
+/// Each event has its number as SSE id, so that a client that lost its connection can go on with `Last-Event-ID`, which
+/// counts for more than `since`.
 /// Without `since`, a following stream begins with the next event and one that does not follow with the first kept.
 #[utoipa::path(
     get, path = "/events", tag = "host",
     params(
-        ("since" = Option<u64>, Query, description = "Number of the last event that is known"),
+        ("since" = Option<String>, Query, description = "Number of the last event that is known, or a time (RFC 3339) from which on to tell"),
         ("follow" = Option<bool>, Query, description = "Wait for new events (default true)"),
     ),
     responses(
@@ -45,10 +46,12 @@ pub(crate) async fn events(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
     let follow = query.switch("follow")?.unwrap_or(true);
     let resumed = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
-    let since = resumed.or(query.number("since")?);
+    let asked = query.since("since")?;
     query.done()?;
     // Subscribed before the first page is read, so that nothing falls between the two.
     let live = app.host.subscribe();
+    let asked = asked.filter(|_| resumed.is_none()).map(|since| app.host.events_after(since)).transpose()?;
+    let since = resumed.or(asked);
     let feed = Feed {
         replay: since.is_some() || !follow,
         last: since.unwrap_or(0),

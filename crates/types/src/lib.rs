@@ -22,6 +22,6 @@ pub use spec::{
     Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, SandboxSpec, SpecLimits, StorageLayout,
     Thermal, check_guest_path,
 };
-pub use time::Timestamp;
+pub use time::{Since, Timestamp};
 pub use unit::{Bytes, Mebibytes, PAGE_SIZE, RamOffset, RamRun};
 pub use volume::{MAX_VOLUMES, MIN_VOLUME, MountPath, VolumeMount, check_mounts, check_volume_size};
