@@ -124,7 +124,7 @@ pub(crate) async fn bring_up(
     origin: Origin,
     watch: &mut Stopwatch,
 ) -> Result<(Running, Vec<String>)> {
-    let memory = services.room_for(manifest.memory_mib).await?;
+    let memory = services.room_for_machine(&manifest.owner, manifest.cpus, manifest.memory_mib).await?;
     let Origin { pages, devices, start } = origin;
     let locked = dir.clone();
     let lock = blocking(move || Ok(locked.lock_machine()?)).await?;

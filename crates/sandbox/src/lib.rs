@@ -13,6 +13,7 @@ mod accel;
 mod actor;
 mod attached;
 mod backups;
+mod breaker;
 mod bring_up;
 mod capture;
 mod convert;
@@ -31,8 +32,10 @@ mod loop_plan;
 mod loop_setup;
 mod memory;
 mod metrics;
+mod moment;
 mod prefetch;
 mod publish;
+mod quota;
 mod ram;
 mod registry;
 mod relief;
@@ -55,6 +58,7 @@ mod timing;
 mod traffic;
 mod upkeep;
 mod usage;
+mod users;
 mod view;
 mod volumes;
 mod wake;
@@ -89,6 +93,7 @@ pub use tasks::{TaskError, TaskProgress, TaskRecord, TaskStatus};
 pub use thermal::ThermalConfig;
 pub use upkeep::{Gc, Upkeep};
 pub use usage::UsageCheck;
+pub use users::{KeyHolder, UserKey, UserView};
 pub use view::{
     DecisionView, EventView, HostInfo, Report, SandboxView, SnapshotReport, SnapshotView, Status, Timings,
     Transition,

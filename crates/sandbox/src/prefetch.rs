@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use vm::{Extent, Machine, Touched};
 
 use crate::error::Result;
-use crate::services::blocking;
+use crate::services::{Services, blocking};
 
 /// What is read ahead of a wake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,14 +45,16 @@ pub(crate) fn begin(how: Prefetch, dir: &SandboxDir) -> Ahead {
 
 impl Ahead {
     /// Notes, later and behind everybody's back, what this wake has touched, if that is not known yet.
-    pub(crate) fn note_later(self, machine: &Machine, dir: &SandboxDir) {
+    pub(crate) fn note_later(self, services: &Services, machine: &Machine, dir: &SandboxDir) {
         let Self(Some(reading)) = self else { return };
-        let (looker, dir) = (machine.looker(), dir.clone());
-        tokio::spawn(async move {
+        let (looker, dir, ending) = (machine.looker(), dir.clone(), services.ending.clone());
+        services.background.spawn(async move {
             if !matches!(reading.await, Ok(true)) {
                 return;
             }
-            tokio::time::sleep(LOOK_AFTER).await;
+            if ending.run_until_cancelled(tokio::time::sleep(LOOK_AFTER)).await.is_none() {
+                return;
+            }
             let noted: Result<()> = async {
                 let looker = looker?;
                 blocking(move || Ok(dir.put_working_set(&looker.look()?.encode()?)?)).await

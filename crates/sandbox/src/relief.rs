@@ -37,10 +37,13 @@ pub(crate) async fn watch(host: Weak<Inner>, mut rooms: mpsc::Receiver<Room>) {
         let Some(inner) = host.upgrade() else { return };
         match room {
             // Each in a task of its own: one that takes long holds up nobody else.
-            Some(Room { size, done }) => drop(tokio::spawn(async move {
-                make_room(&inner, size).await;
-                let _gone = done.send(());
-            })),
+            Some(Room { size, done }) => {
+                let services = Arc::clone(&inner.services);
+                services.background.spawn(async move {
+                    make_room(&inner, size).await;
+                    let _gone = done.send(());
+                });
+            }
             None => match short_of_memory(&inner).await {
                 Ok(true) => {
                     if !std::mem::replace(&mut told, true) {

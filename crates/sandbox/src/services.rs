@@ -9,7 +9,9 @@ use meta::Index;
 use storage::Store;
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
-use types::{Accel, Arch, Bytes, Mebibytes, StorageLayout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use types::{Accel, Arch, Bytes, Mebibytes, Owner, StorageLayout};
 use vm::Qemu;
 
 use crate::backups::{BackupStore, open_store};
@@ -17,6 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::memory::{Ledger, Share};
 use crate::metrics::Metrics;
+use crate::moment::Bustle;
 use crate::prefetch::Prefetch;
 use crate::relief::Room;
 use crate::secrets::{SecretsKey, SecretsKeyText};
@@ -108,7 +111,15 @@ pub(crate) struct Services {
     pub(crate) memory: Arc<Ledger>,
     pub(crate) standbys: Standbys,
     pub(crate) spares: Spares,
+    /// What is done for somebody right now.
+    pub(crate) bustle: Arc<Bustle>,
+    /// Cancelled when the daemon ends, for what goes on by itself.
+    pub(crate) ending: CancellationToken,
+    /// What goes on by itself; the daemon's end waits for it.
+    pub(crate) background: TaskTracker,
     pub(crate) metrics: Metrics,
+    pub(crate) users: crate::users::Users,
+    pub(crate) tally: Arc<crate::quota::Tally>,
     rooms: mpsc::Sender<Room>,
     /// The other end, until the host takes it.
     pub(crate) who_needs_room: Mutex<Option<mpsc::Receiver<Room>>>,
@@ -131,6 +142,7 @@ impl Services {
             }
             other => other?,
         };
+        let users = crate::users::Users::load(&index)?;
         let index = Arc::new(Mutex::new(index));
         let (rooms, who_needs_room) = mpsc::channel(64);
         Ok(Arc::new(Self {
@@ -138,7 +150,12 @@ impl Services {
             memory: Ledger::new(config.max_memory),
             standbys: Standbys::default(),
             spares: Spares::default(),
+            bustle: Bustle::new(),
+            ending: CancellationToken::new(),
+            background: TaskTracker::new(),
             metrics: Metrics::default(),
+            users,
+            tally: Arc::default(),
             rooms,
             who_needs_room: Mutex::new(Some(who_needs_room)),
             config,
@@ -181,6 +198,12 @@ impl Services {
             .hint("try again in a moment, or let more wake at once with `bhatti serve --wakes`"));
         };
         turn.map_err(|closed| Error::new(ErrorKind::Internal, "nothing wakes any more").source(closed))
+    }
+
+    /// The memory for a machine of `owner`, charged to them.
+    pub(crate) async fn room_for_machine(&self, owner: &Owner, cpus: u32, size: Mebibytes) -> Result<Share> {
+        let charge = self.charge(owner, cpus, size)?;
+        Ok(self.room_for(size).await?.charged(charge))
     }
 
     /// The memory for a machine. Where there is a limit and it is reached, those who need theirs least give it up first.

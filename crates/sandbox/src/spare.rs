@@ -225,7 +225,7 @@ impl Spares {
 /// Keeps spares, for as long as the host is open.
 pub(crate) fn keep(services: &Arc<Services>) {
     if services.config.spare_vmms > 0 {
-        tokio::spawn(keep_going(Arc::downgrade(services)));
+        services.background.spawn(keep_going(Arc::downgrade(services)));
     }
 }
 

@@ -39,11 +39,22 @@ impl Actor {
     /// Makes the sandbox hot for somebody who asked at `asked`, which counts when there is a queue.
     pub(crate) async fn ensure_hot_for(&mut self, asked: Instant, start: Start) -> Result<Started> {
         self.settle_freeze().await?;
+        match self.state {
+            State::Off | State::Cold => {}
+            State::Hot | State::Warm | State::Broken | State::Gone => return self.make_hot(start).await,
+        }
+        if start.discard_memory {
+            self.breaker.reset();
+        }
+        self.breaker.check(self.manifest.name.as_str(), Instant::now())?;
         let services = Arc::clone(&self.services);
-        let _turn = match self.state {
-            State::Off | State::Cold => Some(services.turn_to_wake(asked).await?),
-            State::Hot | State::Warm | State::Broken | State::Gone => None,
-        };
+        let _turn = services.turn_to_wake(asked).await?;
+        let started = self.make_hot(start).await;
+        self.breaker.note(&started, Instant::now());
+        started
+    }
+
+    async fn make_hot(&mut self, start: Start) -> Result<Started> {
         match self.state {
             State::Hot => self.check_channel().await,
             State::Warm => self.resume().await,
@@ -115,9 +126,15 @@ impl Actor {
         Ok(())
     }
 
+    /// The memory of its machine.
+    async fn room(&self) -> Result<crate::memory::Share> {
+        let manifest = &self.manifest;
+        self.services.room_for_machine(&manifest.owner, manifest.cpus, manifest.memory_mib).await
+    }
+
     async fn wake(&mut self) -> Result<Started> {
         let mut watch = Stopwatch::start();
-        let memory = self.services.room_for(self.manifest.memory_mib).await?;
+        let memory = self.room().await?;
         let version = self.services.qemu().await?.version.to_string();
         // Before its memory is consumed: what cannot be opened must not cost more than this wake.
         let (secrets, missing) = self.services.secrets_of(&self.manifest).await?;
@@ -149,7 +166,7 @@ impl Actor {
             }
         };
         watch.lap("attach");
-        ahead.note_later(&machine, &self.dir);
+        ahead.note_later(&self.services, &machine, &self.dir);
         self.running = Some(Running::new(machine, guest, memory));
         self.boot = Boot::Resume;
         self.enter(Happening::Woken)?;
@@ -161,7 +178,7 @@ impl Actor {
         );
         // Off the caller's path: the files mean nothing any more, and the next stop replaces them.
         let (dir, name) = (self.dir.clone(), self.manifest.name.clone());
-        tokio::task::spawn_blocking(move || {
+        self.services.background.spawn_blocking(move || {
             if let Err(error) = dir.drop_consumed_memory() {
                 tracing::warn!(%error, sandbox = %name, "consumed memory files stay until the next stop");
             }
@@ -238,7 +255,7 @@ impl Actor {
     /// Boots from the disk.
     async fn cold_boot(&mut self) -> Result<Started> {
         let mut watch = Stopwatch::start();
-        let memory = self.services.room_for(self.manifest.memory_mib).await?;
+        let memory = self.room().await?;
         let (secrets, missing) = self.services.secrets_of(&self.manifest).await?;
         let lost = self.trouble.take();
         let machine = match self.boot(&mut watch).await {

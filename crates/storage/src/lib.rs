@@ -54,7 +54,7 @@ pub use manifest::{
 };
 pub use memory::{
     LoadReport, MemoryHeader, MemoryImage, MemoryStats, OWN_BASE_ABOVE, PageSink, PageSource, RamBaseReport,
-    StagedMemory, Unchanged,
+    StagedMemory, TRIM_ABOVE, Trimmed, Unchanged,
 };
 pub use probe::FsCapabilities;
 pub use reconcile::{Leftover, LeftoverKind, ReconcileReport};
