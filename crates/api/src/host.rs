@@ -34,6 +34,8 @@ pub struct Event {
     pub seq: u64,
     /// RFC 3339.
     pub at: String,
+    /// Whose it is.
+    pub owner: String,
     /// Such as `sandbox.created`, `sandbox.stopped`, `sandbox.cold_boot`.
     pub kind: String,
     /// The sandbox's id, when it is about one.

@@ -10,6 +10,9 @@ use utoipa::ToSchema;
 pub struct ImageObject {
     /// Name.
     pub name: String,
+    /// Whose alone it is; missing for one that all may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// `amd64` or `arm64`.
     pub arch: String,
     /// BLAKE3 of its content, 64 hex digits.

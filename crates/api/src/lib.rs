@@ -17,6 +17,7 @@ mod task;
 mod traffic;
 mod upkeep;
 mod usage;
+mod user;
 mod volume;
 
 pub use backup::{
@@ -38,6 +39,7 @@ pub use task::{Task, TaskProgress};
 pub use traffic::{Port, Publication, PublishRequest};
 pub use upkeep::{Checked, Finding, Fsck, FsckEvent, FsckRequest, Gc, GcItem, GcRequest};
 pub use usage::{FileUsage, ObjectUsage, OwnerUsage, SandboxUsage, SnapshotUsage, Usage, UsageFigures};
+pub use user::{User, UserCreateRequest, UserEditRequest, UserUsed, UserWithKey};
 pub use volume::{
     Volume, VolumeAttachRequest, VolumeAttachment, VolumeCloneRequest, VolumeCreateRequest,
     VolumeDetachRequest, VolumeReply, VolumeResizeRequest,

@@ -26,6 +26,8 @@ impl fmt::Debug for SecretRequest {
 pub struct Secret {
     /// Its name.
     pub name: String,
+    /// Whose it is.
+    pub owner: String,
     /// When the name was first set; RFC 3339.
     pub created_at: String,
     /// When it was last set; RFC 3339.

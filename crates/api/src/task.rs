@@ -10,6 +10,8 @@ use crate::error::ErrorDetail;
 pub struct Task {
     /// Id.
     pub id: String,
+    /// Whose it is.
+    pub owner: String,
     /// `image.pull`, `image.import`, `image.save` or `image.build`.
     pub kind: String,
     /// What it is about: the name of the image.

@@ -34,6 +34,8 @@ pub struct PublishRequest {
 pub struct Publication {
     /// The alias.
     pub alias: String,
+    /// Whose it is.
+    pub owner: String,
     /// The sandbox's name.
     pub sandbox: String,
     /// Its id.

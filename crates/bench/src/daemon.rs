@@ -1,7 +1,7 @@
 //! A daemon of the bench's own and its API.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -96,6 +96,35 @@ impl Daemon {
         self.read(path, reply)
     }
 
+    /// Waits until there is a VMM that was started ahead; the daemon makes it by itself, once it has been left alone.
+    pub(crate) fn until_spare(&self) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        const LOOK: Duration = Duration::from_millis(50);
+        let began = Instant::now();
+        loop {
+            let url = format!("{}/metrics", self.url);
+            let reply = self
+                .agent
+                .get(url)
+                .header("Authorization", self.bearer())
+                .header("Accept", "application/json")
+                .call();
+            let metrics = self.read("/metrics", reply)?;
+            let mut families = metrics["families"].as_array().into_iter().flatten();
+            let spare = families.find(|family| family["name"] == "bhatti_spare_vmms");
+            if spare
+                .and_then(|family| family["samples"][0]["value"].as_f64())
+                .is_some_and(|ready| ready > 0.0)
+            {
+                return Ok(());
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(Error::new("waiting for a VMM that is started ahead", "it takes too long"));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     pub(crate) fn delete(&self, sandbox: &str) -> Result<()> {
         self.remove(&format!("/sandboxes/{sandbox}"))
     }
@@ -132,6 +161,17 @@ impl Daemon {
             return Err(Error::new(format!("{cmd:?}"), reply));
         }
         Ok((took, reply["stdout"].as_str().unwrap_or_default().to_owned()))
+    }
+
+    /// Events from the first one on, as they happen.
+    pub(crate) fn follow_events(&self) -> Result<Events> {
+        const PATH: &str = "/events?since=0";
+        let url = format!("{}{PATH}", self.url);
+        let reply = self.agent.get(url).header("Authorization", self.bearer()).call().during(PATH)?;
+        if !reply.status().is_success() {
+            return Err(Error::new(PATH, reply.status()));
+        }
+        Ok(Events { lines: BufReader::new(Box::new(reply.into_body().into_reader())) })
     }
 
     /// What a shell script, run by root, prints.
@@ -187,6 +227,27 @@ impl Daemon {
         let status = reply.status();
         let body: Value = reply.body_mut().with_config().limit(64 << 20).read_json().during(path)?;
         if status.is_success() { Ok(body) } else { Err(Error::new(path, body["error"]["message"].clone())) }
+    }
+}
+
+/// What a daemon tells of what happens.
+pub(crate) struct Events {
+    lines: BufReader<Box<dyn Read>>,
+}
+
+impl Events {
+    /// Reads on until the next event of this kind.
+    pub(crate) fn wait_for(&mut self, kind: &str) -> Result<()> {
+        let during = format!("waiting for {kind}");
+        let mut line = String::new();
+        while self.lines.read_line(&mut line).during(&during)? > 0 {
+            let event = line.strip_prefix("data:").and_then(|json| serde_json::from_str::<Value>(json).ok());
+            if event.is_some_and(|event| event["kind"] == kind) {
+                return Ok(());
+            }
+            line.clear();
+        }
+        Err(Error::new(during, "the events ended"))
     }
 }
 

@@ -9,6 +9,7 @@ mod memory;
 mod much_memory;
 mod pause;
 mod resumes;
+mod stall;
 
 use std::path::{Path, PathBuf};
 
@@ -35,6 +36,8 @@ struct Found {
 /// What is compared between filesystems.
 #[derive(Default)]
 struct Across {
+    /// Whether the rest is left out.
+    only_snapshots: bool,
     /// A guest's memory, the same one everywhere.
     pages: Option<Pages>,
     /// MiB on the disk that it takes as a memory image, by filesystem.
@@ -60,8 +63,13 @@ struct Bed<'a> {
     reflink: bool,
 }
 
-/// Measures on every filesystem that was asked for, or that can be had here.
-pub(crate) fn measure(options: &Options, progress: Progress<'_>, report: &mut Report) -> Result<()> {
+/// Measures on every filesystem that was asked for, or that can be had here: all, or what concerns snapshots.
+pub(crate) fn measure(
+    options: &Options,
+    progress: Progress<'_>,
+    all: bool,
+    report: &mut Report,
+) -> Result<()> {
     let root = rustix::process::geteuid().is_root();
     let kinds = match options.on.as_slice() {
         [] if root => vec![Filesystem::Ext4, Filesystem::Btrfs, Filesystem::Xfs],
@@ -72,7 +80,7 @@ pub(crate) fn measure(options: &Options, progress: Progress<'_>, report: &mut Re
         }
         on => on.to_vec(),
     };
-    let mut across = Across::default();
+    let mut across = Across { only_snapshots: !all, ..Across::default() };
     if root {
         // Nobody else sees what is mounted, and what is left of it goes with this thread and its children.
         return image::with_mounts_of_own(|| on_each(&kinds, options, progress, &mut across, report));
@@ -135,18 +143,19 @@ fn on_one(
         report.host = bed.daemon.describe()?;
     }
     type Part = fn(&Bed<'_>, &mut Across) -> Result<Found>;
-    let parts: [(&str, Part); 9] = [
+    let snapshots: [(&str, Part); 3] =
+        [("named snapshots", pause::measure), ("fork", fork::measure), ("resumes", resumes::measure)];
+    let rest: [(&str, Part); 7] = [
         ("clones", clones::measure),
         ("cold sandboxes", cold::measure),
-        ("named snapshots", pause::measure),
-        ("fork", fork::measure),
-        ("resumes", resumes::measure),
         ("much private memory", much_memory::measure),
         ("memory images", memory::measure),
         ("backups of volumes", backups::measure),
+        ("copies of a volume that is written to", stall::measure),
         ("compsize", accounts::compsize),
     ];
-    for (what, part) in parts {
+    let rest = if across.only_snapshots { &rest[..0] } else { &rest[..] };
+    for &(what, part) in snapshots.iter().chain(rest) {
         progress.step(&format!("{}: {what}", bed.fs))?;
         match part(&bed, across) {
             Ok(found) => {
@@ -204,6 +213,11 @@ impl<'a> Bed<'a> {
     fn create(&self, name: &str) -> Result<()> {
         self.daemon.post("/sandboxes", &json!({ "name": name, "keep_hot": true }))?;
         self.daemon.exec(name, &["true"]).map(drop)
+    }
+
+    /// Removes every volume's backups.
+    fn drop_backups(&self) -> Result<()> {
+        std::fs::remove_dir_all(self.daemon.data_dir().join("backups")).during("removing the backups")
     }
 
     fn sh(&self, name: &str, script: &str) -> Result<()> {

@@ -63,6 +63,8 @@ pub enum Suite {
     Wake,
     /// Bytes on disk and in the page cache.
     Density,
+    /// Named snapshots, forks and resumes, on several filesystems: a part of the next one.
+    Snapshot,
     /// Clones, snapshots, forks, and where the bytes are, on several filesystems.
     Storage,
     /// Pulls that share layers, and an import beside the host's own tools.
@@ -83,8 +85,8 @@ pub fn run(options: &Options, tell: &(dyn Fn(&str) + Sync)) -> Result<Report> {
         tables: Vec::new(),
         notes: Vec::new(),
     };
-    let on_one: Vec<Suite> =
-        options.suites.iter().copied().filter(|suite| *suite != Suite::Storage).collect();
+    let (on_several, on_one): (Vec<Suite>, Vec<Suite>) =
+        options.suites.iter().partition(|suite| matches!(suite, Suite::Storage | Suite::Snapshot));
     if !on_one.is_empty() {
         let daemon = Daemon::start(options, data::linked(options)?, progress)?;
         for suite in on_one {
@@ -98,13 +100,14 @@ pub fn run(options: &Options, tell: &(dyn Fn(&str) + Sync)) -> Result<Report> {
                 Suite::Exec => exec::measure(&daemon, options, progress)?,
                 Suite::Density => density::measure(&daemon, options, progress)?,
                 Suite::Images => images::measure(&daemon, options, progress)?,
-                Suite::Storage => Vec::new(),
+                Suite::Snapshot | Suite::Storage => Vec::new(),
             });
         }
         report.host = daemon.describe()?;
     }
-    if options.suites.contains(&Suite::Storage) {
-        filesystem::measure(options, progress, &mut report)?;
+    if !on_several.is_empty() {
+        let all = on_several.contains(&Suite::Storage);
+        filesystem::measure(options, progress, all, &mut report)?;
     }
     Ok(report)
 }

@@ -5,19 +5,21 @@ mod secret;
 mod setup;
 mod snapshot;
 mod traffic;
+mod user;
 mod volume;
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use types::{After, ImageName, NetMode, SandboxName, SecretName};
+use types::{After, ImageName, NetMode, Owner, SandboxName, SecretName};
 
 pub use image::{Image, ImageDelete, ImageImport};
 pub use secret::{Secret, SecretDelete, SecretSet};
 pub use setup::{Setup, Storage};
 pub use snapshot::{Copied, Fork, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotResume, SnapshotWhich};
 pub use traffic::{Forward, Publish, Unpublish};
+pub use user::{Limit, Limits, User, UserCreate, UserDelete, UserEdit};
 pub use volume::{
     MountArg, Volume, VolumeAttach, VolumeBackup, VolumeBackupDelete, VolumeBackupPrune, VolumeBackups,
     VolumeClone, VolumeCreate, VolumeDelete, VolumeDetach, VolumeResize, VolumeRestore, VolumeSchedule,
@@ -52,6 +54,9 @@ pub struct Global {
     /// Key for a daemon over TCP [default: the data directory's admin.key, for a daemon on this host]
     #[arg(long, global = true, env = "BHATTI_TOKEN", value_name = "KEY", hide_env_values = true)]
     pub token: Option<String>,
+    /// Act for this user; for the admin only. Lists show everybody's things without
+    #[arg(long, global = true, env = "BHATTI_OWNER", value_name = "USER")]
+    pub owner: Option<Owner>,
     /// Where everything is kept [default: /var/lib/bhatti for root, $XDG_DATA_HOME/bhatti otherwise]
     #[arg(long, global = true, env = "BHATTI_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
@@ -108,6 +113,9 @@ pub enum Verb {
     /// Values that sandboxes are given by name, encrypted where they are kept
     #[command(subcommand)]
     Secret(Secret),
+    /// Who may ask over TCP, with which key, and what they may have
+    #[command(subcommand)]
+    User(User),
     /// Tell where the bytes are: apparent, referenced, physical, exclusive
     Du(Du),
     /// Check everything that is stored: manifests, checksums, bases, layers, references
@@ -143,6 +151,8 @@ pub enum BenchSuite {
     Exec,
     /// Bytes on disk and in the page cache
     Density,
+    /// Named snapshots, forks and resumes, on ext4, btrfs and xfs: a part of `storage`
+    Snapshot,
     /// Clones, snapshots, forks and where the bytes are, on ext4, btrfs and xfs
     Storage,
     /// What a second pull moves, and an import against tar and mke2fs
@@ -168,7 +178,7 @@ pub struct Bench {
     /// Which table
     #[arg(long, value_enum, default_value_t = BenchSuite::All)]
     pub suite: BenchSuite,
-    /// Filesystems for the suite storage [default: ext4,btrfs,xfs as root, else here]
+    /// Filesystems for the suites storage and snapshot [default: ext4,btrfs,xfs as root, else here]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "FS,...")]
     pub on: Vec<BenchFilesystem>,
     /// Write performance.md and performance.json into this directory, too
@@ -216,6 +226,16 @@ pub enum Net {
     None,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReadAhead {
+    /// What the wake before touched
+    Auto,
+    /// Nothing
+    Off,
+    /// Every file that the wake before touched, whole
+    All,
+}
+
 #[derive(Debug, Args)]
 pub struct Serve {
     /// Address for TCP, or `none` for the unix socket only
@@ -248,6 +268,13 @@ pub struct Serve {
     /// Machines of each shape in use that are kept ready for the next create; they count as running ones do
     #[arg(long, default_value_t = 0, value_name = "SANDBOXES", value_parser = clap::value_parser!(u32).range(0..=1024))]
     pub standby: u32,
+    /// VMMs that are started ahead, so that a wake need not wait for one; each takes some 20 MiB, and goes when nothing
+    /// starts for ten minutes
+    #[arg(long, default_value_t = 0, value_name = "VMMS", value_parser = clap::value_parser!(u8).range(0..=64))]
+    pub spare_vmms: u8,
+    /// What is read from the disk ahead of a wake
+    #[arg(long, value_enum, default_value_t = ReadAhead::Auto)]
+    pub prefetch: ReadAhead,
     /// How new sandboxes keep their root disks
     #[arg(long, value_enum, default_value_t = Layout::Auto)]
     pub storage_layout: Layout,
@@ -737,9 +764,9 @@ pub struct FileWrite {
 
 #[derive(Debug, Args)]
 pub struct Events {
-    /// Only events after this number
-    #[arg(long, value_name = "SEQ")]
-    pub since: Option<u64>,
+    /// Only events after this number, or from this time on (such as 2026-11-25T19:00:00Z)
+    #[arg(long, value_name = "SEQ|TIME")]
+    pub since: Option<types::Since>,
     /// Go on with what happens from now on; with --json a document a line
     #[arg(long, short = 'f')]
     pub follow: bool,

@@ -173,7 +173,7 @@ fn defaults_are_those_of_the_contract() {
     let Verb::Serve(serve) = verb(&["serve"]) else { panic!("serve") };
     assert_eq!(serve.listen, Listen::At("127.0.0.1:8080".parse().unwrap()));
     assert_eq!((serve.warm_after, serve.cold_after), (After::seconds(30), After::seconds(1800)));
-    assert_eq!((serve.standby, serve.sleep_busy), (0, false));
+    assert_eq!((serve.standby, serve.spare_vmms, serve.sleep_busy), (0, 0, false));
     assert_eq!(serve.storage_layout, Layout::Auto);
     let Verb::Setup(setup) = verb(&["setup"]) else { panic!("setup") };
     assert_eq!((setup.storage, setup.size, setup.undo), (Storage::Auto, None, false));

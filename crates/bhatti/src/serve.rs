@@ -16,14 +16,14 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sandbox::{Host, HostConfig, NetDefault, PublishLimits, SecretsKeyText, ThermalConfig};
+use sandbox::{Host, HostConfig, NetDefault, Prefetch, PublishLimits, SecretsKeyText, ThermalConfig};
 use server::{AdminKey, Listeners, Published};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use types::{Accel, Mebibytes, StorageLayout, ThermalTimes};
 
-use crate::args::{Accelerator, Global, Layout, Listen, Net, Serve};
+use crate::args::{Accelerator, Global, Layout, Listen, Net, ReadAhead, Serve};
 use crate::client::data_dir;
 use crate::failure::{Failure, Result, USAGE};
 use crate::socket::ShortPath;
@@ -133,6 +133,12 @@ fn config(global: &Global, asked: &Serve) -> Result<HostConfig> {
         wake_wait: Duration::from_secs(asked.wake_wait.into()),
         max_memory: asked.max_memory.map(Mebibytes),
         standby: asked.standby.try_into().unwrap_or(usize::MAX),
+        prefetch: match asked.prefetch {
+            ReadAhead::Off => Prefetch::Off,
+            ReadAhead::Auto => Prefetch::Auto,
+            ReadAhead::All => Prefetch::All,
+        },
+        spare_vmms: asked.spare_vmms.into(),
         proc: asked.proc.clone(),
         publish: PublishLimits {
             rate: asked.publish_rate,

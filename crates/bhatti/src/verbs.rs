@@ -20,6 +20,7 @@ mod snapshot;
 mod task;
 mod traffic;
 mod upkeep;
+mod user;
 mod version;
 mod volume;
 
@@ -56,6 +57,7 @@ pub async fn run(cli: Cli) -> Result<u8> {
         Verb::Publish(asked) => traffic::publish(&client()?, json, asked).await,
         Verb::Unpublish(asked) => traffic::unpublish(&client()?, json, asked).await,
         Verb::Secret(asked) => secret::secret(&client()?, json, asked).await,
+        Verb::User(asked) => user::user(&client()?, json, asked).await,
         Verb::Du(asked) => du::du(&global, asked).await,
         Verb::Fsck(asked) => upkeep::fsck(&global, asked).await,
         Verb::Gc(asked) => upkeep::gc(&global, asked).await,

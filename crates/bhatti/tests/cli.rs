@@ -142,7 +142,7 @@ fn a_daemon_serves_on_both_doors_and_ends_on_sigterm() {
     let listed = run(&data, &["list", "--json", "--url", &url]);
     assert_eq!(String::from_utf8_lossy(&listed.stdout).trim(), "[]", "{listed:?}");
     let line = failure(&run(&data, &["list", "--url", &url, "--token", "bht_wrong"]), 1);
-    assert!(line.contains("the key is missing or wrong") && line.contains("--token"), "{line}");
+    assert!(line.contains("the key is missing, wrong or revoked") && line.contains("--token"), "{line}");
 
     let line = failure(&run(&data, &["exec", "nope", "--", "true"]), 1);
     assert!(line.contains("nope"), "{line}");

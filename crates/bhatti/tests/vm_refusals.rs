@@ -55,6 +55,36 @@ fn a_create_that_cannot_be_is_refused_and_leaves_nothing() {
 }
 
 #[test]
+fn a_sandbox_that_does_not_start_is_tried_a_few_times_and_then_answered_at_once() {
+    let host = TestHost::start_with(BHATTI, &["--storage-layout", "overlay"]);
+    host.ok(&["create", "--name", "box"]);
+    host.ok(&["stop", "box"]);
+    // What is under its disk is not there: its VMM ends at once.
+    let (objects, away) = (host.data_dir().join("images/objects"), host.data_dir().join("images/away"));
+    fs::rename(&objects, &away).unwrap();
+    for _ in 0..3 {
+        let outcome = host.run(&["exec", "box", "--", "true"]);
+        assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+        assert!(!outcome.stderr.contains("not tried again"), "{}", outcome.stderr);
+    }
+    fs::rename(&away, &objects).unwrap();
+    // Nothing is tried, or it would work.
+    let parts = ["box did not start 3 times in a row", "not tried again for", "start box --discard-memory"];
+    host.refused(&["exec", "box", "--", "true"], 1, &parts);
+    host.refused(&["start", "box"], 1, &parts);
+    assert!(host.vmm_pids().is_empty(), "no VMM is left of what was tried");
+    for task in fs::read_dir(format!("/proc/{}/task", host.daemon().pid())).unwrap().flatten() {
+        // A thread may end while it is looked at.
+        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        assert_eq!(children, "", "every child was waited for");
+    }
+    host.ok(&["start", "box", "--discard-memory"]);
+    assert_eq!(host.sh("box", "echo up"), "up");
+    host.ok(&["stop", "box"]);
+    assert_eq!(host.sh("box", "echo up again"), "up again");
+}
+
+#[test]
 fn a_damaged_memory_image_is_refused_by_name_and_the_disk_still_boots() {
     let host = TestHost::start(BHATTI);
     for (name, file) in [("flip-mem", "mem.snap"), ("flip-vm", "vm.snap")] {

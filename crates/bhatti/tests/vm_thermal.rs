@@ -62,8 +62,10 @@ fn a_command_that_works_longer_than_the_time_limit_is_never_paused() {
     // A detached command is work, too, unless it is told otherwise.
     host.ok(&["exec", "long", "--detach", "--", "sh", "-c", "sleep 7; exit 0"]);
     host.follow_events().wait_for("sandbox.paused");
-    let decided = host.json(&["inspect", "long"])["last_decision"].clone();
-    assert_ne!(decided["action"], "stay", "{decided}");
+    // Told by the event: the next look, 20 ms later, finds it paused and decides to leave it so.
+    let events = host.json(&["events"]);
+    let paused = events.as_array().unwrap().iter().find(|event| event["kind"] == "sandbox.paused").unwrap();
+    assert!(paused["detail"]["why"].as_str().unwrap().contains("nobody used it for 1 s"), "{paused}");
     let sessions = host.json(&["ps", "long"]);
     assert_eq!(sessions[0]["exit_code"], 0, "it was paused only after the command's end: {sessions}");
     host.ok(&["edit", "long", "--sleep-busy", "--cold-after", "2"]);
@@ -135,6 +137,27 @@ fn many_requests_on_sleeping_sandboxes_wake_each_once_and_wait_their_turn() {
     let events = host.json(&["events"]);
     let woken = events.as_array().unwrap().iter().filter(|event| event["kind"] == "sandbox.woken").count();
     assert_eq!(woken, names.len(), "each was woken once");
+}
+
+#[test]
+fn what_a_guest_has_freed_is_not_kept_while_it_sleeps() {
+    let host = TestHost::start(BHATTI);
+    host.ok(&["create", "--name", "box"]);
+    host.sh("box", "echo here > /dev/shm/nonce; head -c 150M /dev/urandom > /dev/shm/x; rm /dev/shm/x");
+    host.ok(&["stop", "box"]);
+    let bytes = host.json(&["inspect", "box"])["last_transition"]["bytes"].clone();
+    let mib = |figure: &str| bytes[figure].as_u64().unwrap() >> 20;
+    assert!(mib("private") >= 100, "the guest had written to that memory: {bytes}");
+    assert!(mib("stored") < 8, "{bytes}");
+    assert_eq!(host.sh("box", "cat /dev/shm/nonce"), "here");
+    // What was given back is not the sandbox's any more when it is awake, either.
+    host.ok(&["stop", "box"]);
+    let again = host.json(&["inspect", "box"])["last_transition"]["bytes"].clone();
+    assert!(again["private"].as_u64().unwrap() >> 20 < 32, "{again}");
+    // What is in use stays.
+    host.sh("box", "head -c 20M /dev/urandom > /dev/shm/kept; md5sum < /dev/shm/kept > /dev/shm/sum");
+    host.ok(&["stop", "box"]);
+    host.sh("box", "[ \"$(md5sum < /dev/shm/kept)\" = \"$(cat /dev/shm/sum)\" ]");
 }
 
 #[test]
@@ -215,7 +238,8 @@ fn a_machine_that_stands_by_becomes_a_sandbox_like_any_other_and_only_once() {
     let mut host = TestHost::start_with(BHATTI, &["--standby", "1"]);
     let first = host.json(&["create", "--name", "first"]);
     assert_eq!(first["boot"], "template", "{first}");
-    host.follow_events().wait_for("standby.ready");
+    let mut events = host.follow_events();
+    events.wait_for("standby.ready");
     assert_eq!(host.vmm_pids().len(), 2);
     assert_eq!(host.json(&["list"]).as_array().unwrap().len(), 1, "it is nobody's yet");
     let note = tempfile::NamedTempFile::new().unwrap();
@@ -237,6 +261,17 @@ fn a_machine_that_stands_by_becomes_a_sandbox_like_any_other_and_only_once() {
     assert_eq!(told, "second\nme\nfrom the host");
     let who = "cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1";
     assert_ne!(host.sh("first", who), host.sh("second", who));
+    // The next one is made though somebody works all the time.
+    thread::scope(|scope| {
+        let working = scope.spawn(|| host.sh("second", "until [ -e /tmp/go ]; do sleep 0.1; done"));
+        events.wait_for("standby.ready");
+        assert!(!working.is_finished(), "it waits to be told");
+        host.sh("second", "touch /tmp/go");
+    });
+    let third = host.json(&["create", "--name", "third"]);
+    assert_eq!(third["boot"], "standby", "{third}");
+    assert_ne!(host.sh("third", who), host.sh("second", who));
+    host.ok(&["destroy", "-y", "third"]);
     // What comes after is as after any create: it sleeps, wakes, and boots from its own disk.
     host.sh("second", "echo here > /dev/shm/nonce; echo kept > ~/kept; sync");
     host.ok(&["stop", "second"]);

@@ -216,6 +216,17 @@ impl Index {
         read().map_err(self.failed("read events"))
     }
 
+    /// The number that all events from `at` on are above; 0 when none came before.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn last_event_before(&self, at: Timestamp) -> Result<u64> {
+        // By number and not by time: the host's clock may have been set back.
+        let sql = "SELECT COALESCE((SELECT MIN(seq) - 1 FROM events WHERE at_ms >= ?1), (SELECT MAX(seq) FROM events), 0)";
+        let read = || self.connection.prepare_cached(sql)?.query_row([at.0], |row| row.get(0));
+        read().map_err(self.failed("read events"))
+    }
+
     /// A setting's value.
     ///
     /// # Errors

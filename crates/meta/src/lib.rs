@@ -3,7 +3,7 @@
 //! # Invariants
 //! - The manifests in the sandbox directories are the truth; what the index says about a sandbox can be made again
 //!   from them with [`Index::replace_all`]. Nothing is decided about a guest's files by reading the index alone.
-//! - What is published is known from here alone: a rebuild keeps it, a damaged file loses it.
+//! - What is published and who the users are is known from here alone: a rebuild keeps it, a damaged file loses it.
 //! - An event's number is never given twice. The newest [`EVENTS_KEPT`] are kept.
 //! - Every verb is one transaction: it happened or it did not.
 //!
@@ -20,6 +20,7 @@ mod row;
 mod schema;
 mod secrets;
 mod tasks;
+mod users;
 
 pub use error::{Error, ErrorKind, Result};
 pub use index::{EVENTS_KEPT, Index};
@@ -27,3 +28,4 @@ pub use row::{Event, NewEvent, PublicationRow, SandboxRow};
 pub use schema::SCHEMA_VERSION;
 pub use secrets::SecretRow;
 pub use tasks::{TASKS_KEPT, TaskRow};
+pub use users::UserRow;

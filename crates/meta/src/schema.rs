@@ -10,11 +10,12 @@ use rusqlite::Connection;
 use crate::error::{Error, ErrorKind, Result};
 
 /// `MIGRATIONS[n]` takes a file from version n to n + 1.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("schema.sql"),
     include_str!("schema-2.sql"),
     include_str!("schema-3.sql"),
     include_str!("schema-4.sql"),
+    include_str!("schema-5.sql"),
 ];
 
 /// The version that this program reads and writes.
@@ -52,11 +53,12 @@ pub(crate) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    const RELEASED: [&str; 4] = [
+    const RELEASED: [&str; 5] = [
         include_str!("../tests/golden/schema-1.sql"),
         include_str!("../tests/golden/schema-2.sql"),
         include_str!("../tests/golden/schema-3.sql"),
         include_str!("../tests/golden/schema-4.sql"),
+        include_str!("../tests/golden/schema-5.sql"),
     ];
 
     fn tables(connection: &Connection) -> Vec<String> {

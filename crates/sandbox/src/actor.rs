@@ -17,6 +17,7 @@ use types::{After, Boot, CloneMethod, Mebibytes, SandboxName, Timestamp, VolumeM
 use vm::{End, Machine};
 
 use crate::attached::{Begun, Change};
+use crate::breaker::Breaker;
 use crate::capture::Capture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Activity, Lease};
@@ -125,6 +126,7 @@ pub(crate) struct Actor {
     pub(crate) pending_freeze: Option<Freeze>,
     /// Why it is broken, or why its memory is gone; told at the next start.
     pub(crate) trouble: Option<String>,
+    pub(crate) breaker: Breaker,
     pub(crate) boot: Boot,
     pub(crate) clone: CloneMethod,
     pub(crate) last_transition: Option<Transition>,
@@ -175,6 +177,7 @@ impl Actor {
 
     /// Carries out one command. Who asked may have gone: then nobody hears the reply, and that is all.
     async fn obey(&mut self, command: Command) {
+        let _at_work = self.services.bustle.enter();
         match command {
             Command::Lease(asked, reply) => {
                 // Waking for somebody who has gone would be for nobody.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use remote::{BackupId, Keep, Listed, Progress, PruneReport, Shelf, Store, StoreOptions, Summary, Watch};
 use serde_json::json;
 use storage::VolumeRecord;
-use types::{Bytes, CloneMethod, Owner, Timestamp, VolumeName};
+use types::{Bytes, CloneMethod, Counted, Owner, Timestamp, VolumeName};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
@@ -225,6 +225,9 @@ impl Host {
             let room = Bytes(summary.data.0.saturating_add(ROOM_BESIDE));
             services.require_space(room, &format!("restoring volume {name}"))?;
             let (store, whose) = (services.store.clone(), owner.clone());
+            let new = u64::from(!store.volumes().exists(&owner, &name));
+            let size = summary.data.0.div_ceil(1 << 20);
+            let _places = host.places(&owner, &[(Counted::Volumes, new), (Counted::Disk, size)]).await?;
             let staged = blocking(move || Ok(store.volumes().stage(&whose)?)).await?;
             let file = staged.file().try_clone().map_err(|error| {
                 Error::new(ErrorKind::Internal, "the staging file cannot be opened again").source(error)
@@ -278,18 +281,12 @@ impl Host {
 
     /// Looks for backups that are due until the daemon ends.
     pub(crate) fn look_after_schedules(&self) {
-        let (inner, ending) = (Arc::downgrade(&self.inner), self.inner.ending.clone());
-        let look = async move {
+        let inner = Arc::downgrade(&self.inner);
+        self.spawn_until_the_end(async move {
             loop {
                 tokio::time::sleep(LOOK_EVERY).await;
                 let Some(inner) = inner.upgrade() else { break };
                 Self { inner }.back_up_what_is_due(Timestamp::now()).await;
-            }
-        };
-        tokio::spawn(async move {
-            tokio::select! {
-                () = look => {}
-                () = ending.cancelled() => {}
             }
         });
     }

@@ -1,7 +1,6 @@
 //! From files on disk to a machine that runs: the way of every sandbox that does not boot.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,9 +14,10 @@ use crate::attached;
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch::{self, Frame, Greeting};
 use crate::memory::Share;
-use crate::network::{self, Wired, Wiring};
+use crate::network::{self, Plug, Wired};
 use crate::ram::{Captured, DECODE_AHEAD, Decoded, Ram};
 use crate::services::{Services, blocking};
+use crate::spare;
 use crate::timing::Stopwatch;
 
 /// The pages that go on top of a RAM base.
@@ -113,6 +113,8 @@ pub(crate) enum Volumes {
 pub(crate) struct At<'a> {
     pub(crate) dir: &'a Path,
     pub(crate) lock: File,
+    /// The sandbox whose directory it is, if it may become another one: that of a VMM which was started ahead.
+    pub(crate) sandbox: Option<&'a SandboxDir>,
 }
 
 /// The machine of a sandbox that was cloned, with its own identity. The VMM is gone when this fails.
@@ -123,7 +125,7 @@ pub(crate) async fn bring_up(
     origin: Origin,
     watch: &mut Stopwatch,
 ) -> Result<(Running, Vec<String>)> {
-    let memory = services.room_for(manifest.memory_mib).await?;
+    let memory = services.room_for_machine(&manifest.owner, manifest.cpus, manifest.memory_mib).await?;
     let Origin { pages, devices, start } = origin;
     let locked = dir.clone();
     let lock = blocking(move || Ok(locked.lock_machine()?)).await?;
@@ -131,13 +133,12 @@ pub(crate) async fn bring_up(
         Volumes::InMemory => attached::disks(manifest),
         Volumes::ToBePlugged => Vec::new(),
     };
-    let at = At { dir: dir.path(), lock };
-    let Wiring { vmm, line } = services.wire(manifest, dir.path())?;
-    let machine = load(services, at, manifest, pages, devices, plugged, vmm, watch).await?;
+    let at = At { dir: dir.path(), lock, sandbox: spare::is_common(manifest).then_some(dir) };
+    let (machine, line) = load(services, at, manifest, pages, devices, plugged, Plug::Itself, watch).await?;
     let_go(services, manifest, (machine, memory, line), start, watch).await
 }
 
-/// A machine that is loaded and paused, with `plugged` of its volumes, its network card on `line`. The VMM is gone when this fails.
+/// A machine that is loaded and paused, with `plugged` of its volumes. The VMM is gone when this fails.
 #[allow(clippy::too_many_arguments, reason = "what a machine is made of, each of another kind")]
 pub(crate) async fn load(
     services: &Services,
@@ -146,9 +147,9 @@ pub(crate) async fn load(
     pages: Pages,
     devices: File,
     plugged: Vec<vm::VolumeDisk>,
-    line: Option<OwnedFd>,
+    plug: Plug,
     watch: &mut Stopwatch,
-) -> Result<Machine> {
+) -> Result<(Machine, Wired)> {
     let ready = pages.make_ready();
     let qemu = services.qemu().await?;
     let (store, wanted) = (services.store.clone(), manifest.clone());
@@ -165,9 +166,9 @@ pub(crate) async fn load(
         &kernel,
         base,
         true,
-        line.is_some(),
+        plug.has_line(manifest),
     );
-    let machine = Machine::launch_on_line(qemu, &spec, at.dir, at.lock, line).await?;
+    let (machine, line) = spare::vmm(services, at, manifest, &spec, plug).await?;
     watch.lap("spawn");
     let loaded = async {
         ready.write_to(&machine).await?;
@@ -177,7 +178,7 @@ pub(crate) async fn load(
         Ok(())
     };
     match loaded.await {
-        Ok(()) => Ok(machine),
+        Ok(()) => Ok((machine, line)),
         Err(error) => {
             machine.kill().await?;
             Err(error)

@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 
 use storage::{Freeze, LayerRef, Manifest, Pin, RunState, SandboxDir, StagedSnapshot};
 use types::{Bytes, StorageLayout};
-use vm::{GuestRam, Machine};
+use vm::Machine;
 
 use crate::actor::{Actor, Running};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ram::{CaptureBuffer, Captured};
-use crate::services::{blocking, devices_not_saved};
+use crate::services::{Services, blocking, devices_not_saved};
 use crate::state::State;
 use crate::timing::Stopwatch;
 use crate::view::Timings;
@@ -175,29 +175,40 @@ impl Actor {
         if hot {
             running.machine.pause().await?;
         }
-        // From the switch on the freeze must be committed: the VMM writes to the new top.
-        let turned = match (freeze, next) {
-            (Some(mut freeze), Some(next)) => running.machine.switch_top(next).await.map(|()| {
-                freeze.turned();
-                Some(freeze)
-            }),
-            _ => Ok(None),
-        };
-        let (copied, committed) = match turned {
-            Ok(freeze) => {
-                let still = StandingStill {
-                    with_memory,
-                    ram,
-                    buffer,
-                    layout: self.manifest.layout,
-                    store: self.services.store.clone(),
-                    owner: self.manifest.owner.clone(),
-                    volumes: &volumes,
-                };
-                tokio::join!(copy(&running.machine, &self.dir, still, staged), commit(freeze))
+        let pages = async {
+            match (buffer, ram) {
+                (Some(buffer), Some(ram)) => {
+                    blocking(move || buffer.capture(&ram).map(Some).map_err(unreadable)).await
+                }
+                _ => Ok(None),
             }
-            Err(error) => (Err(error.into()), Ok(None)),
         };
+        let disks = async {
+            // From the switch on the freeze must be committed: the VMM writes to the new top.
+            let turned = match (freeze, next) {
+                (Some(mut freeze), Some(next)) => running.machine.switch_top(next).await.map(|()| {
+                    freeze.turned();
+                    Some(freeze)
+                }),
+                _ => Ok(None),
+            };
+            match turned {
+                Ok(freeze) => {
+                    let still = StandingStill {
+                        with_memory,
+                        layout: self.manifest.layout,
+                        store: self.services.store.clone(),
+                        owner: self.manifest.owner.clone(),
+                        volumes: &volumes,
+                    };
+                    tokio::join!(copy(&running.machine, &self.dir, still, staged), commit(freeze))
+                }
+                Err(error) => (Err(error.into()), Ok(None)),
+            }
+        };
+        // The VMM turns to the new top and writes its devices while the pages are copied: none touches the others'.
+        let (pages, (copied, committed)) = tokio::join!(pages, disks);
+        let copied = copied.and_then(|staged| Ok((staged, pages?)));
         let committed = self.note_commit(committed);
         if hot && committed.is_ok() {
             self.running()?.machine.resume().await?;
@@ -353,7 +364,7 @@ impl Actor {
     /// Removes what an earlier manifest named and nothing names any more, when nobody waits for it.
     pub(crate) fn release(&self, before: Manifest) {
         let store = self.services.store.clone();
-        tokio::task::spawn_blocking(move || {
+        self.services.background.spawn_blocking(move || {
             if let Err(error) = store.release(&before) {
                 tracing::warn!(%error, sandbox = %before.name, "what it no longer needs stays; `bhatti gc` removes it");
             }
@@ -364,8 +375,6 @@ impl Actor {
 /// What is needed while the guest stands still, made ready before.
 struct StandingStill<'a> {
     with_memory: bool,
-    ram: Option<GuestRam>,
-    buffer: Option<CaptureBuffer>,
     layout: StorageLayout,
     store: storage::Store,
     owner: types::Owner,
@@ -386,13 +395,13 @@ fn writable(manifest: &Manifest) -> impl Iterator<Item = &storage::VolumeRef> {
     manifest.volumes.iter().filter(|volume| !volume.read_only)
 }
 
-/// Devices, pages and volumes of a guest that stands still; a raw root disk, too.
+/// Devices and volumes of a guest that stands still; a raw root disk, too.
 async fn copy(
     machine: &Machine,
     dir: &SandboxDir,
     still: StandingStill<'_>,
     staged: StagedSnapshot,
-) -> Result<(StagedSnapshot, Option<Captured>)> {
+) -> Result<StagedSnapshot> {
     let (there, store) = (dir.clone(), still.store.clone());
     if let VolumeCopies::Watched(ports) = still.volumes {
         for port in ports {
@@ -403,7 +412,7 @@ async fn copy(
         VolumeCopies::Shared(names) => names.clone(),
         VolumeCopies::Watched(_) => Vec::new(),
     };
-    let pages = blocking(move || {
+    let disks = blocking(move || {
         for name in &shared {
             if !staged.reflink_volume(&still.store, &still.owner, name)? {
                 return Err(refuses_now());
@@ -412,11 +421,7 @@ async fn copy(
         if still.layout == StorageLayout::Reflink && !staged.has_root() && !staged.reflink_root(&there)? {
             return Err(refuses_now());
         }
-        let pages = match (still.buffer, still.ram) {
-            (Some(buffer), Some(ram)) => Some(buffer.capture(&ram).map_err(unreadable)?),
-            _ => None,
-        };
-        Ok((staged, pages))
+        Ok(staged)
     });
     let devices = async {
         match still.with_memory {
@@ -424,10 +429,9 @@ async fn copy(
             false => Ok(()),
         }
     };
-    // The VMM writes its devices while the pages are copied: neither touches the other's.
-    let (copied, saved) = tokio::join!(pages, devices);
+    let (copied, saved) = tokio::join!(disks, devices);
     let saved = saved.map_err(|error| devices_not_saved(&store, error));
-    let (staged, pages) = match copied.and_then(|copied| saved.map(|()| copied)) {
+    let staged = match copied.and_then(|copied| saved.map(|()| copied)) {
         Ok(copied) => copied,
         Err(error) => {
             drop_devices(dir).await;
@@ -435,12 +439,12 @@ async fn copy(
         }
     };
     if !still.with_memory {
-        return Ok((staged, pages));
+        return Ok(staged);
     }
     let dir = dir.clone();
     blocking(move || {
         staged.take_devices(&dir)?;
-        Ok((staged, pages))
+        Ok(staged)
     })
     .await
 }
@@ -496,10 +500,10 @@ pub(crate) fn unreadable(error: std::io::Error) -> Error {
 }
 
 /// What was captured goes to files nobody waits for: sums for the check of the frozen layer.
-pub(crate) fn seal_later(store: &storage::Store, layer: Option<LayerRef>, pin: Pin) {
+pub(crate) fn seal_later(services: &Services, layer: Option<LayerRef>, pin: Pin) {
     let Some(layer) = layer else { return };
-    let store = store.clone();
-    tokio::task::spawn_blocking(move || {
+    let store = services.store.clone();
+    services.background.spawn_blocking(move || {
         if let Err(error) = store.layers().seal(&layer) {
             tracing::warn!(%error, layer = %layer.id, "a frozen layer has no checksum yet; `bhatti fsck` makes it");
         }

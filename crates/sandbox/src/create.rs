@@ -11,8 +11,8 @@ use std::sync::{Arc, RwLock};
 use serde_json::json;
 use storage::{ImageRecord, ImageRef, KernelRecord, Manifest, RunState, SandboxDir, TemplateRecord};
 use types::{
-    Arch, Boot, CloneMethod, CommandDefaults, GuestFile, ImageName, Mebibytes, SandboxId, SandboxSpec,
-    StorageLayout, Timestamp,
+    Arch, Boot, CloneMethod, CommandDefaults, GuestFile, Mebibytes, SandboxId, SandboxSpec, StorageLayout,
+    Timestamp,
 };
 use vm::Machine;
 
@@ -35,6 +35,7 @@ pub(crate) async fn create(
     services: &Arc<Services>,
     spec: SandboxSpec,
 ) -> Result<(Actor, Timings, Vec<String>)> {
+    let _at_work = services.bustle.enter();
     let mut watch = Stopwatch::start();
     services.require_space(ROOM_FOR_A_SANDBOX, "a sandbox")?;
     spec.thermal.check(services.config.thermal.times)?;
@@ -50,13 +51,17 @@ pub(crate) async fn create(
     let mut manifest = manifest(&SandboxId::random(), &spec, &wish, &template, disk_size)?;
     manifest.net = services.network.plan(&spec)?;
     let given = Given::of(&spec, &wish.image);
+    // Before one that stands by is taken, which is charged to nobody.
+    let charge = services.charge(&spec.owner, spec.cpus, spec.memory)?;
     let (dir, cloned, machine) = match services.standbys.take(&wish.key()).await {
-        Some(standby) => {
+        Some(mut standby) => {
+            standby.memory = standby.memory.charged(charge);
             manifest.id = standby.id.clone();
             let (dir, cloned, machine) = dress(services, &given, manifest.clone(), standby).await?;
             (dir, cloned, Some(machine))
         }
         None => {
+            drop(charge);
             let (dir, cloned) = stage(services, &given, &template, manifest.clone()).await?;
             (dir, cloned, None)
         }
@@ -64,7 +69,9 @@ pub(crate) async fn create(
     watch.lap("disk");
     let grow = disk_size > image_size(&wish);
     let boot = if machine.is_some() { Boot::Standby } else { Boot::Template };
-    let start = start(&manifest, &template, grow, inline(&given));
+    let mut start = start(&manifest, &template, grow, inline(&given));
+    // Its agent has let go of the daemon since.
+    start.pad &= machine.is_none();
     let made = async {
         match machine {
             Some(machine) => let_go(services, &manifest, machine, start, &mut watch).await,
@@ -110,7 +117,7 @@ pub(crate) fn actor(
     clone: CloneMethod,
     last_active_at: Timestamp,
 ) -> Actor {
-    let activity = Activity::new(last_active_at);
+    let activity = Activity::new(last_active_at, Arc::clone(&services.bustle));
     let state = crate::actor::resting_state(&manifest);
     let boot = if state == State::Cold { Boot::Resume } else { Boot::ColdBoot };
     let view = crate::view::SandboxView {
@@ -148,6 +155,7 @@ pub(crate) fn actor(
         running: None,
         pending_freeze: None,
         trouble: None,
+        breaker: crate::breaker::Breaker::default(),
         boot,
         clone,
         last_transition: None,
@@ -165,12 +173,12 @@ pub(crate) async fn wish(services: &Services, spec: &SandboxSpec) -> Result<Temp
     let layout = services.layout().await?;
     blocking(move || {
         loop {
-            let (image, kernel) = parts(&store, &spec.image)?;
+            let (image, kernel) = parts(&store, &spec)?;
             let (cpus, memory, machine) = (spec.cpus, spec.memory, machine.clone());
             let mut wish = TemplateWish { image, kernel, layout, cpus, memory, machine, pin: None };
             wish.pin = Some(Arc::new(store.pin_parts(&wish.image.id, &wish.kernel.id, &wish.key())));
             // What was found may have been collected before it was pinned; its name then means something else by now.
-            if parts(&store, &spec.image)? == (wish.image.clone(), wish.kernel.clone()) {
+            if parts(&store, &spec)? == (wish.image.clone(), wish.kernel.clone()) {
                 return Ok(wish);
             }
         }
@@ -178,8 +186,8 @@ pub(crate) async fn wish(services: &Services, spec: &SandboxSpec) -> Result<Temp
     .await
 }
 
-/// The image of that name, and today's kernel.
-fn parts(store: &storage::Store, image: &ImageName) -> Result<(ImageRecord, KernelRecord)> {
+/// The image that its owner calls so, and today's kernel.
+fn parts(store: &storage::Store, spec: &SandboxSpec) -> Result<(ImageRecord, KernelRecord)> {
     let kernel = store.kernel().get(Arch::host()).map_err(|error| {
         if error.kind() == storage::ErrorKind::NotFound {
             Error::new(ErrorKind::NotReady, "there is no guest kernel here yet").hint("run `bhatti setup`")
@@ -187,7 +195,8 @@ fn parts(store: &storage::Store, image: &ImageName) -> Result<(ImageRecord, Kern
             error.into()
         }
     })?;
-    let record = store.images().resolve(image, Arch::host()).map_err(|error| {
+    let image = &spec.image;
+    let record = store.images().resolve_for(&spec.owner, image, Arch::host()).map_err(|error| {
         if error.kind() == storage::ErrorKind::NotFound {
             Error::new(ErrorKind::NotFound, format!("there is no image {:?}", image.as_str()))
                 .hint("`bhatti image list` shows those that are there; `bhatti setup` makes `minimal`")

@@ -49,6 +49,10 @@ pub enum ErrorKind {
     Vmm,
     /// Nobody in the guest listens on that port.
     NotListening,
+    /// More than the user may have; the line says of what, and how much there is.
+    QuotaExceeded,
+    /// The asker sees it, and it is not theirs to change.
+    Forbidden,
     /// More requests than are allowed in this time.
     TooManyRequests,
     /// The deadline passed.
@@ -92,6 +96,8 @@ impl ErrorKind {
             Self::StreamBroken => "stream_broken",
             Self::Vmm => "vmm_failed",
             Self::NotListening => "not_listening",
+            Self::QuotaExceeded => "quota_exceeded",
+            Self::Forbidden => "forbidden",
             Self::TooManyRequests => "too_many_requests",
             Self::Timeout => "timeout",
             Self::InUse => "in_use",

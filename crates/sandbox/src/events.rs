@@ -92,6 +92,12 @@ impl Events {
         Ok(index.events_since(seq, limit, owner)?.into_iter().map(view).collect())
     }
 
+    /// The number that all events from `at` on are above.
+    pub(crate) fn last_before(&self, at: Timestamp) -> Result<u64> {
+        let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(index.last_event_before(at)?)
+    }
+
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<EventView> {
         self.listeners.subscribe()
     }

@@ -1,18 +1,20 @@
 //! The host: all sandboxes of one data directory, and the verbs that find one and hand the work to its owner.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use storage::DaemonLock;
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use types::{Arch, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, SpecLimits, Thermal, VolumeName};
+use types::{
+    Counted, Labels, Mebibytes, Owner, SandboxName, SandboxSpec, Since, SpecLimits, Thermal, VolumeName,
+};
 
 use crate::actor::{Actor, Command, Edit, Reply, Shared, Start};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyed::KeyedLocks;
 use crate::lease::Lease;
+use crate::quota::Places;
 use crate::registry::{Entry, Registry};
 use crate::services::{HostConfig, Services, blocking};
 use crate::view::{EventView, HostInfo, Report, SandboxView};
@@ -40,13 +42,12 @@ pub(crate) struct Inner {
     pub(crate) secrets: Arc<tokio::sync::RwLock<()>>,
     /// What is published of them.
     pub(crate) publications: crate::publish::Publications,
-    /// Cancelled when the daemon ends, for what goes on by itself.
-    pub(crate) ending: CancellationToken,
     pub(crate) owners: TaskTracker,
     pub(crate) tasks: crate::tasks::Tasks,
     limits: SpecLimits,
     info: OnceLock<HostInfo>,
-    _lock: DaemonLock,
+    /// Until the end of `shutdown`, whoever still holds the host then.
+    lock: Mutex<Option<DaemonLock>>,
 }
 
 impl Host {
@@ -76,12 +77,11 @@ impl Host {
                 volumes: KeyedLocks::default(),
                 secrets: Arc::default(),
                 publications,
-                ending: CancellationToken::new(),
                 owners: TaskTracker::new(),
                 tasks: crate::tasks::Tasks::default(),
                 limits,
                 info: OnceLock::new(),
-                _lock: lock,
+                lock: Mutex::new(Some(lock)),
             }),
         };
         if let Some(why) = host.inner.services.network.why_not() {
@@ -91,8 +91,9 @@ impl Host {
         crate::reopen::reopen(&host).await?;
         let rooms = host.inner.services.who_needs_room.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(rooms) = rooms {
-            tokio::spawn(crate::relief::watch(Arc::downgrade(&host.inner), rooms));
+            host.spawn_until_the_end(crate::relief::watch(Arc::downgrade(&host.inner), rooms));
         }
+        crate::spare::keep(&host.inner.services);
         host.reopen_publications()?;
         host.look_after_schedules();
         Ok(host)
@@ -163,11 +164,12 @@ impl Host {
         let secrets = Arc::clone(&self.inner.secrets).read_owned().await;
         self.require_secrets(&spec.owner, &spec.secrets).await?;
         let held = self.hold_volumes(&spec.owner, spec.volumes.iter().map(|volume| &volume.name)).await;
+        let places = self.places_for(&spec).await?;
         // Made in a task of its own, so that a caller who goes away leaves a whole sandbox or none. The name stays taken
         // for as long as the task works on it.
         let host = self.clone();
         let made = self.inner.owners.spawn(async move {
-            let (_name, _held, _secrets) = (name, held, secrets);
+            let (_name, _held, _secrets, _places) = (name, held, secrets, places);
             let owner = spec.owner.clone();
             let (provided, mut said) = host.provide_volumes(&owner, &spec.volumes).await?;
             let made = crate::create::create(&host.inner.services, spec).await;
@@ -188,6 +190,15 @@ impl Host {
         made.await.map_err(|error| Error::new(ErrorKind::Internal, "creating failed").source(error))?
     }
 
+    /// Places for a new sandbox and for those of its volumes that are not there yet.
+    async fn places_for(&self, spec: &SandboxSpec) -> Result<Places> {
+        let volumes = self.inner.services.store.volumes();
+        let missing = spec.volumes.iter().filter(|volume| !volumes.exists(&spec.owner, &volume.name)).count();
+        let missing = u64::try_from(missing).unwrap_or(u64::MAX);
+        let wanted = [(Counted::Sandboxes, 1), (Counted::Volumes, missing), (Counted::Disk, 0)];
+        self.places(&spec.owner, &wanted).await
+    }
+
     /// Wakes, one after the other and behind everybody's back, what is to stay hot and is not.
     pub(crate) fn wake_kept_hot(&self) {
         let host = self.clone();
@@ -206,6 +217,17 @@ impl Host {
                         tracing::warn!(error = %error.with_causes(), sandbox = %name, "is to be kept hot, and did not wake");
                     }
                 }
+            }
+        });
+    }
+
+    /// Does `work` by itself, until it is done or the daemon ends.
+    pub(crate) fn spawn_until_the_end(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let ending = self.inner.services.ending.clone();
+        self.inner.services.background.spawn(async move {
+            tokio::select! {
+                () = work => {}
+                () = ending.cancelled() => {}
             }
         });
     }
@@ -239,13 +261,16 @@ impl Host {
         });
     }
 
-    /// The owner's sandboxes that have all these labels, by name.
+    /// The owner's sandboxes, or everybody's, that have all these labels, by name.
     #[must_use]
-    pub fn list(&self, owner: &Owner, labels: &Labels) -> Vec<SandboxView> {
+    pub fn list(&self, owner: Option<&Owner>, labels: &Labels) -> Vec<SandboxView> {
         let has = |view: &SandboxView| labels.iter().all(|(key, value)| view.labels.get(key) == Some(value));
-        let mut views: Vec<_> =
-            self.inner.registry.of_owner(owner).iter().map(|entry| entry.shared.view()).filter(has).collect();
-        views.sort_by(|a, b| a.name.cmp(&b.name));
+        let entries = match owner {
+            Some(owner) => self.inner.registry.of_owner(owner),
+            None => self.inner.registry.all(),
+        };
+        let mut views: Vec<_> = entries.iter().map(|entry| entry.shared.view()).filter(has).collect();
+        views.sort_by(|a, b| (&a.name, &a.owner).cmp(&(&b.name, &b.owner)));
         views
     }
 
@@ -323,30 +348,23 @@ impl Host {
         self.ask(owner, which, |reply| Command::Lease(asked, reply)).await
     }
 
-    /// The base images.
-    ///
-    /// # Errors
-    /// When they cannot be read.
-    pub async fn images(&self) -> Result<Vec<storage::ImageRecord>> {
-        let store = self.inner.services.store.clone();
-        blocking(move || Ok(store.images().list()?)).await
-    }
-
-    /// The base image of that name for this host's architecture.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub async fn image(&self, name: &types::ImageName) -> Result<storage::ImageRecord> {
-        let (store, name) = (self.inner.services.store.clone(), name.clone());
-        blocking(move || Ok(store.images().resolve(&name, Arch::host())?)).await
-    }
-
     /// Events after `seq`, oldest first; only those of `owner` when given.
     ///
     /// # Errors
     /// When the index cannot be read.
     pub fn events_since(&self, owner: Option<&Owner>, seq: u64, limit: u32) -> Result<Vec<EventView>> {
         self.inner.services.events.since(seq, limit, owner)
+    }
+
+    /// The number after which the events are that `since` means.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn events_after(&self, since: Since) -> Result<u64> {
+        match since {
+            Since::Number(number) => Ok(number),
+            Since::Time(at) => self.inner.services.events.last_before(at),
+        }
     }
 
     /// Events from now on.
@@ -360,10 +378,12 @@ impl Host {
     /// # Errors
     /// With `stop_all`: the first sandbox that could not be put to sleep; the others are tried all the same.
     pub async fn shutdown(&self, stop_all: bool) -> Result<()> {
-        self.inner.ending.cancel();
+        let services = &self.inner.services;
+        services.ending.cancel();
         self.inner.tasks.end();
         let entries = self.inner.registry.close();
-        self.inner.services.standbys.close().await;
+        services.standbys.close().await;
+        services.spares.close().await;
         let mut first_error = None;
         if stop_all {
             for entry in &entries {
@@ -378,7 +398,11 @@ impl Host {
         drop(entries);
         self.inner.owners.close();
         self.inner.owners.wait().await;
-        self.inner.services.index().touch(&seen)?;
+        services.background.close();
+        services.background.wait().await;
+        services.index().touch(&seen)?;
+        // Nothing works on its files any more: the next daemon may have them.
+        drop(self.inner.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
         first_error.map_or(Ok(()), Err)
     }
 
@@ -435,5 +459,26 @@ fn existing(spec: &SandboxSpec, view: SandboxView) -> Result<Report> {
             pause: None,
             warnings: Vec::new(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_data_directory_is_free_when_its_daemon_has_ended_even_if_somebody_still_holds_the_host() {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..20 {
+            let host = Host::open(HostConfig::new(dir.path())).await.unwrap();
+            let taken = Host::open(HostConfig::new(dir.path())).await;
+            assert_eq!(taken.err().map(|error| error.kind()), Some(ErrorKind::Busy));
+            // What goes on by itself has begun and may be at work on anything.
+            host.inner.services.background.spawn(tokio::task::yield_now());
+            host.shutdown(false).await.unwrap();
+            assert!(host.inner.services.background.is_empty());
+            let next = Host::open(HostConfig::new(dir.path())).await.unwrap();
+            next.shutdown(false).await.unwrap();
+        }
     }
 }

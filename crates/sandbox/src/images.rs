@@ -11,11 +11,12 @@ use image::{BackingFormat, Build, FlatImage, LayerFile, Limits, Registry, RootCh
 use serde_json::{Value, json};
 use storage::{GcKind, ImageRecord, LayerFormat, NameRemoval, StagedImage};
 use tokio::sync::mpsc;
-use types::{Arch, Bytes, ImageConfig, ImageName, Owner, StorageLayout};
+use types::{Arch, Bytes, Counted, ImageConfig, ImageName, Owner, StorageLayout};
 
 use crate::actor::Command;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Host, send};
+use crate::quota::Places;
 use crate::services::{Services, blocking};
 use crate::tasks::{TaskRecord, Work};
 
@@ -50,6 +51,7 @@ impl std::fmt::Debug for PullWish {
 pub struct Upload {
     chunks: mpsc::Sender<bytes::Bytes>,
     writer: tokio::task::JoinHandle<Result<storage::Spool>>,
+    places: Places,
 }
 
 impl Upload {
@@ -70,14 +72,41 @@ impl Upload {
 }
 
 impl Host {
+    /// The images that sandboxes of `owner` may be made from, or everybody's.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn images(&self, owner: Option<&Owner>) -> Result<Vec<ImageRecord>> {
+        let (store, owner) = (self.inner.services.store.clone(), owner.cloned());
+        let seen = move |record: &ImageRecord| owner.as_ref().is_none_or(|owner| record.is_for(owner));
+        blocking(move || Ok(store.images().list()?.into_iter().filter(seen).collect())).await
+    }
+
+    /// What `owner` calls by that name, for this host's architecture.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn image(&self, owner: &Owner, name: &ImageName) -> Result<ImageRecord> {
+        let (store, owner, name) = (self.inner.services.store.clone(), owner.clone(), name.clone());
+        blocking(move || Ok(store.images().resolve_for(&owner, &name, Arch::host())?)).await
+    }
+
+    /// Places for an image, which may take that of one of its name.
+    async fn place_for_image(&self, owner: &Owner, name: &ImageName) -> Result<Places> {
+        let known = self.image(owner, name).await.is_ok_and(|record| record.owner.as_ref() == Some(owner));
+        self.places(owner, &[(Counted::Images, u64::from(!known)), (Counted::Disk, 0)]).await
+    }
+
     /// Fetches an image: only the layers that are not here yet.
     ///
     /// # Errors
     /// `BadRequest` when the reference or the credentials are none; what fails later is the task's.
-    pub fn image_pull(&self, owner: &Owner, wish: PullWish) -> Result<TaskRecord> {
+    pub async fn image_pull(&self, owner: &Owner, wish: PullWish) -> Result<TaskRecord> {
         let registry = Arc::new(Registry::new(&wish.reference, wish.auth.as_deref())?);
+        let (places, whose) = (self.place_for_image(owner, &wish.name).await?, whose(owner));
         let services = Arc::clone(&self.inner.services);
         self.begin(owner, "image.pull", wish.name.to_string(), move |work| async move {
+            let _places = places;
             services.require_space(ROOM_FOR_AN_IMAGE, "an image")?;
             // What waits for a network is dropped; what computes looks whether it is still wanted.
             let stop = work.stop.token.clone();
@@ -87,15 +116,16 @@ impl Host {
                 downloaded = download(&services, &registry, &work) => downloaded,
             };
             let downloaded = downloaded?;
-            blocking(move || unpack(&services, downloaded, &wish.name, &work)).await
+            blocking(move || unpack(&services, downloaded, (whose, &wish.name), &work)).await
         })
     }
 
-    /// Takes an archive in, to be imported when it is whole.
+    /// Takes an archive in, to be imported as `name` when it is whole.
     ///
     /// # Errors
-    /// `NoSpace`, and what else the disk says.
-    pub async fn upload(&self) -> Result<Upload> {
+    /// `QuotaExceeded`, `NoSpace`, and what else the disk says.
+    pub async fn upload(&self, owner: &Owner, name: &ImageName) -> Result<Upload> {
+        let places = self.place_for_image(owner, name).await?;
         self.inner.services.require_space(ROOM_FOR_AN_IMAGE, "an image")?;
         let store = self.inner.services.store.clone();
         let mut spool = blocking(move || Ok(store.spool()?)).await?;
@@ -113,7 +143,7 @@ impl Host {
             }
             Ok(spool)
         });
-        Ok(Upload { chunks, writer })
+        Ok(Upload { chunks, writer, places })
     }
 
     /// Makes an image of an archive that came in.
@@ -121,16 +151,18 @@ impl Host {
     /// # Errors
     /// What writing it said; what fails later is the task's.
     pub async fn image_import(&self, owner: &Owner, name: ImageName, upload: Upload) -> Result<TaskRecord> {
-        let Upload { chunks, writer } = upload;
+        let Upload { chunks, writer, places } = upload;
         drop(chunks);
+        let whose = whose(owner);
         let lost = |error| Error::new(ErrorKind::Internal, "a worker thread failed").source(error);
         let spool = writer.await.map_err(lost)??;
         let services = Arc::clone(&self.inner.services);
         self.begin(owner, "image.import", name.to_string(), move |work| async move {
+            let _places = places;
             blocking(move || {
                 let progress = |progress| work.progress(progress);
                 let build = Build { work_dir: spool.dir(), progress: &progress, cancel: &work.stop.flag };
-                let staged = services.store.images().stage()?;
+                let staged = services.store.images().stage()?.owned_by(whose);
                 let limits = limits(&services)?;
                 let flat = image::import_archive(&build, spool.path(), limits, Arch::host(), staged.path())
                     .map_err(|error| of_room(limits, error))?;
@@ -147,10 +179,12 @@ impl Host {
     ///
     /// # Errors
     /// `NotFound`; what fails later is the task's.
-    pub fn image_save(&self, owner: &Owner, which: &str, name: ImageName) -> Result<TaskRecord> {
+    pub async fn image_save(&self, owner: &Owner, which: &str, name: ImageName) -> Result<TaskRecord> {
         let entry = self.inner.registry.find(owner, which)?;
+        let (places, whose) = (self.place_for_image(owner, &name).await?, whose(owner));
         let services = Arc::clone(&self.inner.services);
         self.begin(owner, "image.save", name.to_string(), move |work| async move {
+            let _places = places;
             services.require_space(ROOM_FOR_AN_IMAGE, "an image")?;
             work.at("freezing the disk", 0, 0);
             let store = services.store.clone();
@@ -158,18 +192,19 @@ impl Host {
             let capture =
                 send(&entry, |reply| Command::Capture { staged, with_memory: false, reply }).await?;
             let pin = services.store.pin(&capture.manifest);
-            crate::capture::seal_later(&services.store, capture.frozen.clone(), pin);
+            crate::capture::seal_later(&services, capture.frozen.clone(), pin);
             blocking(move || {
                 let manifest = &capture.manifest;
                 let store = &services.store;
                 let chain = chain(&services, &capture.staged, manifest);
-                let out = store.images().stage()?;
+                let out = store.images().stage()?.owned_by(whose);
                 let scratch = store.scratch()?;
                 let progress = |progress| work.progress(progress);
                 let build = Build { work_dir: scratch.path(), progress: &progress, cancel: &work.stop.flag };
                 image::qemu_img_flatten(&build, &chain, manifest.disk_size_mib.bytes(), out.path())?;
                 // What its image wanted, its saved disk wants.
-                let same = |record: &ImageRecord| record.id == manifest.image.id;
+                let same =
+                    |record: &ImageRecord| record.id == manifest.image.id && record.is_for(&manifest.owner);
                 let config = store.images().list()?.into_iter().find(same).and_then(|record| record.config);
                 let source = format!("saved from sandbox {}", manifest.name);
                 work.at("making it last", 0, 0);
@@ -185,7 +220,12 @@ impl Host {
     ///
     /// # Errors
     /// `BadRequest` for a tier that is not; what fails later is the task's.
-    pub fn image_build(&self, owner: &Owner, tier: &str, name: Option<ImageName>) -> Result<TaskRecord> {
+    pub async fn image_build(
+        &self,
+        owner: &Owner,
+        tier: &str,
+        name: Option<ImageName>,
+    ) -> Result<TaskRecord> {
         let Some(known) = image::tiers().into_iter().find(|known| known.name == tier) else {
             let names: Vec<_> = image::tiers().iter().map(|tier| tier.name).collect();
             return Err(Error::new(ErrorKind::BadRequest, format!("there is no tier {tier:?}"))
@@ -197,12 +237,15 @@ impl Host {
                 .parse()
                 .map_err(|error: types::NameError| Error::new(ErrorKind::BadRequest, error.to_string()))?,
         };
+        let (places, whose) = (self.place_for_image(owner, &name).await?, whose(owner));
         let services = Arc::clone(&self.inner.services);
         self.begin(owner, "image.build", name.to_string(), move |work| async move {
+            let _places = places;
             services.require_space(ROOM_FOR_AN_IMAGE, "an image")?;
             blocking(move || {
                 let store = &services.store;
-                let (staged, scratch) = (store.images().stage()?, store.scratch()?);
+                let staged = store.images().stage()?.owned_by(whose);
+                let scratch = store.scratch()?;
                 let progress = |progress| work.step(progress);
                 let build = Build { work_dir: scratch.path(), progress: &progress, cancel: &work.stop.flag };
                 let built = image::build_tier(&build, known.name, Arch::host(), staged.path())?;
@@ -221,11 +264,19 @@ impl Host {
     /// Takes an image's name away, and with it the templates and the content that nothing else needs.
     ///
     /// # Errors
-    /// `NotFound`; `InUse` while sandboxes or snapshots were made from it, naming them.
+    /// `NotFound`; `InUse` while sandboxes or snapshots were made from it, naming them; `Forbidden` for one that is for
+    /// all, except for the admin.
     pub async fn image_delete(&self, owner: &Owner, name: &ImageName) -> Result<()> {
+        let whose = whose(owner);
+        if whose.is_some() && self.image(owner, name).await?.owner.is_none() {
+            return Err(Error::new(ErrorKind::Forbidden, format!("the image {name} is there for all"))
+                .hint("only the admin may delete it"));
+        }
+        // They map the memory of templates, perhaps of this image's.
+        self.inner.services.spares.drop_all().await;
         let (store, gone) = (self.inner.services.store.clone(), name.clone());
         self.to_the_end(blocking(move || {
-            let record = match store.images().remove_name(&gone, Arch::host())? {
+            let record = match store.images().remove_name(whose.as_ref(), &gone, Arch::host())? {
                 NameRemoval::Gone(record) => record,
                 NameRemoval::InUse(users) => {
                     let text = format!("image {gone} is in use by {}", users.join(", "));
@@ -248,6 +299,11 @@ impl Host {
 
 /// What goes with an image's name.
 pub(crate) const WITH_AN_IMAGE: [GcKind; 2] = [GcKind::Template, GcKind::Image];
+
+/// Whose an image is that somebody makes: what the admin makes is for all.
+fn whose(owner: &Owner) -> Option<Owner> {
+    (*owner != Owner::admin()).then(|| owner.clone())
+}
 
 fn called_off() -> Error {
     Error::new(ErrorKind::Cancelled, "it was called off")
@@ -366,10 +422,15 @@ async fn download(services: &Services, registry: &Registry, work: &Work) -> Resu
     Ok(Downloaded { pull, source, layers, moved, reused, _blobs: blobs })
 }
 
-fn unpack(services: &Services, downloaded: Downloaded, name: &ImageName, work: &Work) -> Result<Value> {
+fn unpack(
+    services: &Services,
+    downloaded: Downloaded,
+    (whose, name): (Option<Owner>, &ImageName),
+    work: &Work,
+) -> Result<Value> {
     let Downloaded { pull, source, layers, moved, reused, _blobs } = downloaded;
     let store = &services.store;
-    let (staged, scratch) = (store.images().stage()?, store.scratch()?);
+    let (staged, scratch) = (store.images().stage()?.owned_by(whose), store.scratch()?);
     let progress = |progress| work.progress(progress);
     let build = Build { work_dir: scratch.path(), progress: &progress, cancel: &work.stop.flag };
     let limits = limits(services)?;

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 use types::Timestamp;
 
+use crate::moment::{AtWork, Bustle};
+
 /// Work in flight in one sandbox, and when there last was any.
 #[derive(Debug)]
 pub(crate) struct Activity {
@@ -19,14 +21,17 @@ pub(crate) struct Activity {
     last_active_ms: AtomicI64,
     /// The same by a clock that nobody sets: idleness is measured with it. The lock is held for a copy only.
     idle_since: Mutex<Instant>,
+    /// The host's work, of which this is a part.
+    host: Arc<Bustle>,
 }
 
 impl Activity {
-    pub(crate) fn new(last_active: Timestamp) -> Arc<Self> {
+    pub(crate) fn new(last_active: Timestamp, host: Arc<Bustle>) -> Arc<Self> {
         Arc::new(Self {
             leases: AtomicUsize::new(0),
             last_active_ms: AtomicI64::new(last_active.0),
             idle_since: Mutex::new(Instant::now()),
+            host,
         })
     }
 
@@ -53,18 +58,21 @@ impl Activity {
     pub(crate) fn lease(self: &Arc<Self>) -> Lease {
         self.leases.fetch_add(1, Ordering::AcqRel);
         self.touch();
-        Lease(Arc::clone(self))
+        Lease { of: Arc::clone(self), _at_work: self.host.enter() }
     }
 }
 
 /// One piece of work in flight.
 #[derive(Debug)]
-pub(crate) struct Lease(Arc<Activity>);
+pub(crate) struct Lease {
+    of: Arc<Activity>,
+    _at_work: AtWork,
+}
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.touch();
-        self.0.leases.fetch_sub(1, Ordering::AcqRel);
+        self.of.touch();
+        self.of.leases.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -107,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_dropped_lease_is_a_returned_lease() {
-        let activity = Activity::new(Timestamp(0));
+        let activity = Activity::new(Timestamp(0), Bustle::new());
         let first = activity.lease();
         let second = Leased::new(1, activity.lease());
         assert_eq!(activity.leases(), 2);

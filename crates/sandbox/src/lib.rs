@@ -13,6 +13,7 @@ mod accel;
 mod actor;
 mod attached;
 mod backups;
+mod breaker;
 mod bring_up;
 mod capture;
 mod convert;
@@ -31,8 +32,11 @@ mod loop_plan;
 mod loop_setup;
 mod memory;
 mod metrics;
+mod moment;
 mod network;
+mod prefetch;
 mod publish;
+mod quota;
 mod ram;
 mod registry;
 mod relief;
@@ -43,6 +47,7 @@ mod services;
 mod setup;
 mod sleep;
 mod snapshots;
+mod spare;
 mod standby;
 mod state;
 mod storage_layout;
@@ -54,6 +59,7 @@ mod timing;
 mod traffic;
 mod upkeep;
 mod usage;
+mod users;
 mod view;
 mod volumes;
 mod wake;
@@ -72,6 +78,7 @@ pub use loop_plan::LoopWish;
 pub use loop_setup::{LoopConfig, LoopReport, loop_advice, loop_storage};
 pub use metrics::{Family, Histogram, Sample, SampleValue};
 pub use network::NetDefault;
+pub use prefetch::Prefetch;
 pub use publish::{Admitted, Publication, PublishLimits};
 pub use remote::{
     BackupId, BackupIdError, Keep, Listed, Progress as BackupProgress, PrunePlan, PruneReport, Summary,
@@ -88,6 +95,7 @@ pub use tasks::{TaskError, TaskProgress, TaskRecord, TaskStatus};
 pub use thermal::ThermalConfig;
 pub use upkeep::{Gc, Upkeep};
 pub use usage::UsageCheck;
+pub use users::{KeyHolder, UserKey, UserView};
 pub use view::{
     DecisionView, EventView, HostInfo, NetView, Report, SandboxView, SnapshotReport, SnapshotView, Status,
     Timings, Transition,

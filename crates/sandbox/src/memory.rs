@@ -10,6 +10,8 @@ use tokio::time::Instant;
 use types::{Mebibytes, SandboxId, Thermal};
 use vm::HostPressure;
 
+use crate::quota::Taken;
+
 /// Share of time that some process waits for memory, in percent over ten seconds, from which on the host is short.
 const STALLED_PERCENT: f64 = 10.0;
 
@@ -25,6 +27,16 @@ pub(crate) struct Ledger {
 pub(crate) struct Share {
     ledger: Arc<Ledger>,
     size: Mebibytes,
+    /// What it takes of its owner's quota.
+    charge: Vec<Taken>,
+}
+
+impl Share {
+    /// The same, charged to an owner.
+    pub(crate) fn charged(mut self, charge: Vec<Taken>) -> Self {
+        self.charge = charge;
+        self
+    }
 }
 
 impl Ledger {
@@ -55,14 +67,14 @@ impl Ledger {
             return None;
         }
         *promised = after;
-        Some(Share { ledger: Arc::clone(self), size })
+        Some(Share { ledger: Arc::clone(self), size, charge: Vec::new() })
     }
 
     /// Notes the memory of a machine that is there already, whether it fits or not.
     pub(crate) fn note(self: &Arc<Self>, size: Mebibytes) -> Share {
         let mut promised = self.promised.lock().unwrap_or_else(PoisonError::into_inner);
         *promised = promised.saturating_add(size.0);
-        Share { ledger: Arc::clone(self), size }
+        Share { ledger: Arc::clone(self), size, charge: Vec::new() }
     }
 }
 
@@ -70,6 +82,7 @@ impl Drop for Share {
     fn drop(&mut self) {
         let mut promised = self.ledger.promised.lock().unwrap_or_else(PoisonError::into_inner);
         *promised = promised.saturating_sub(self.size.0);
+        self.charge.clear();
     }
 }
 

@@ -182,6 +182,11 @@ impl Host {
             "Machines that stand by for the next create.",
             approximate(u64::try_from(services.standbys.ready()).unwrap_or(u64::MAX)),
         ));
+        families.push(gauge(
+            "bhatti_spare_vmms",
+            "VMMs that were started ahead and are nobody's yet.",
+            approximate(u64::try_from(services.spares.ready()).unwrap_or(u64::MAX)),
+        ));
         families.extend(of_promises(services.memory.promised(), services.memory.most()));
         let (proc, pids) =
             (services.config.proc.clone(), views.iter().filter_map(|view| view.vmm_pid).collect());

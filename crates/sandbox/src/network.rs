@@ -118,6 +118,25 @@ fn told_of(address: &Address) -> wire::Net {
     }
 }
 
+/// Who a machine that is about to start is connected for.
+#[derive(Debug)]
+pub(crate) enum Plug {
+    /// The sandbox whose it is, as its manifest says.
+    Itself,
+    /// Nobody yet: the VMM's end of a line, if it has one.
+    Nobodys(Option<OwnedFd>),
+}
+
+impl Plug {
+    /// Whether the VMM has a line.
+    pub(crate) fn has_line(&self, manifest: &Manifest) -> bool {
+        match self {
+            Self::Itself => manifest.net.is_some() && has_card(&manifest.machine),
+            Self::Nobodys(line) => line.is_some(),
+        }
+    }
+}
+
 /// The line of a machine that is about to start: the VMM's end, and who is at the other one.
 #[derive(Debug, Default)]
 pub(crate) struct Wiring {
@@ -145,7 +164,7 @@ impl Services {
     /// A line for the sandbox, with the processes of its mode at the far end, which start while the VMM does. That they
     /// could not be started is no reason not to wake a sandbox, and is told.
     pub(crate) fn wire(&self, manifest: &Manifest, dir: &Path) -> Result<Wiring> {
-        if manifest.net.is_none() || !has_card(&manifest.machine) {
+        if !Plug::Itself.has_line(manifest) {
             return Ok(Wiring::default());
         }
         let (vmm, far) = self.line()?;

@@ -41,6 +41,8 @@ impl Default for PublishLimits {
 pub struct Publication {
     /// The alias.
     pub alias: Alias,
+    /// Whose it is.
+    pub owner: Owner,
     /// The sandbox's id.
     pub sandbox_id: SandboxId,
     /// The sandbox's name.
@@ -287,8 +289,8 @@ impl Host {
     }
 
     fn publication(&self, row: PublicationRow, sandbox_name: SandboxName) -> Publication {
-        let PublicationRow { alias, owner: _, sandbox_id, port, created_at } = row;
-        Publication { alias, sandbox_id, sandbox_name, port, created_at }
+        let PublicationRow { alias, owner, sandbox_id, port, created_at } = row;
+        Publication { alias, owner, sandbox_id, sandbox_name, port, created_at }
     }
 
     /// What the owner has published, by alias; of one sandbox where one is named.

@@ -74,7 +74,11 @@ pub(crate) struct Captured {
 
 /// Memory made ready to take a guest's pages quickly.
 #[derive(Debug)]
-pub(crate) struct CaptureBuffer(PageBuffer);
+pub(crate) struct CaptureBuffer {
+    /// What had changed when it was made.
+    runs: Vec<RamRun>,
+    pages: PageBuffer,
+}
 
 /// What a guest may change between the look at it and its standing still, without the copy getting slower for it.
 const SLACK: usize = 32 << 20;
@@ -82,15 +86,16 @@ const SLACK: usize = 32 << 20;
 impl CaptureBuffer {
     /// Room for what the guest has changed so far and some more, already backed by memory.
     pub(crate) fn for_guest(ram: &GuestRam) -> io::Result<Self> {
-        let now = size_of_runs(&ram.private_runs()?)?;
-        PageBuffer::prefaulted(now + SLACK).map(Self)
+        let runs = ram.private_runs()?;
+        let pages = PageBuffer::prefaulted(size_of_runs(&runs)? + SLACK)?;
+        Ok(Self { runs, pages })
     }
 
     /// Copies the pages of a guest that stands still.
     pub(crate) fn capture(self, ram: &GuestRam) -> io::Result<Captured> {
-        let runs = ram.private_runs()?;
+        let Self { runs, pages: mut buffer } = self;
+        let runs = ram.private_runs_beside(&runs)?;
         let used = size_of_runs(&runs)?;
-        let Self(mut buffer) = self;
         if used > buffer.len() {
             buffer = PageBuffer::prefaulted(used)?;
         }

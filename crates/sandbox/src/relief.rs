@@ -37,10 +37,13 @@ pub(crate) async fn watch(host: Weak<Inner>, mut rooms: mpsc::Receiver<Room>) {
         let Some(inner) = host.upgrade() else { return };
         match room {
             // Each in a task of its own: one that takes long holds up nobody else.
-            Some(Room { size, done }) => drop(tokio::spawn(async move {
-                make_room(&inner, size).await;
-                let _gone = done.send(());
-            })),
+            Some(Room { size, done }) => {
+                let services = Arc::clone(&inner.services);
+                services.background.spawn(async move {
+                    make_room(&inner, size).await;
+                    let _gone = done.send(());
+                });
+            }
             None => match short_of_memory(&inner).await {
                 Ok(true) => {
                     if !std::mem::replace(&mut told, true) {
@@ -72,7 +75,7 @@ async fn short_of_memory(inner: &Inner) -> Result<bool> {
 /// Puts to sleep what it takes for a machine of `size`, or all that can be.
 async fn make_room(inner: &Arc<Inner>, size: Mebibytes) {
     let ledger = &inner.services.memory;
-    while !ledger.fits(size) && inner.services.standbys.drop_one().await {}
+    while !ledger.fits(size) && drop_nobodys(inner).await {}
     for candidate in candidates(inner) {
         if ledger.fits(size) {
             return;
@@ -83,7 +86,7 @@ async fn make_room(inner: &Arc<Inner>, size: Mebibytes) {
 
 async fn put_one_to_sleep(inner: &Arc<Inner>) {
     // Machines that are nobody's yet go before anybody's.
-    if inner.services.standbys.drop_one().await {
+    if drop_nobodys(inner).await {
         return;
     }
     for candidate in candidates(inner) {
@@ -91,6 +94,11 @@ async fn put_one_to_sleep(inner: &Arc<Inner>) {
             return;
         }
     }
+}
+
+/// Ends a machine that is nobody's yet, those first that save the least time; whether there was one.
+async fn drop_nobodys(inner: &Inner) -> bool {
+    inner.services.spares.drop_one().await || inner.services.standbys.drop_one().await
 }
 
 fn candidates(inner: &Inner) -> Vec<Candidate> {

@@ -123,7 +123,9 @@ async fn take_over(mut actor: Actor, id: &SandboxId) -> Actor {
             if let Err(error) = crate::attached::restore(&machine, &guest, &actor.manifest).await {
                 tracing::error!(error = %error.with_causes(), %id, "a volume that it should have could not be given to it");
             }
-            let memory = actor.services.memory.note(actor.manifest.memory_mib);
+            let (services, manifest) = (&actor.services, &actor.manifest);
+            let charge = services.charge_anyway(&manifest.owner, manifest.cpus, manifest.memory_mib);
+            let memory = services.memory.note(manifest.memory_mib).charged(charge);
             actor.running = Some(Running::new(machine, guest, memory));
             actor.boot = Boot::Resume;
             actor.state = crate::state::State::Hot;

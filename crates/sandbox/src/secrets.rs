@@ -47,6 +47,8 @@ impl std::fmt::Debug for SecretsKey {
 pub struct SecretView {
     /// Its name, which is that of its variable.
     pub name: SecretName,
+    /// Whose it is.
+    pub owner: Owner,
     /// When the name was first set.
     pub created_at: Timestamp,
     /// When it was last set.
@@ -196,7 +198,8 @@ impl Host {
             let uses = sandboxes.iter().filter(|view| view.secrets.contains(&row.name));
             let mut used_by: Vec<_> = uses.map(|view| view.name.clone()).collect();
             used_by.sort();
-            SecretView { name: row.name, created_at: row.created_at, updated_at: row.updated_at, used_by }
+            let (created_at, updated_at) = (row.created_at, row.updated_at);
+            SecretView { name: row.name, owner: owner.clone(), created_at, updated_at, used_by }
         };
         Ok(rows.into_iter().map(view).collect())
     }

@@ -9,7 +9,9 @@ use meta::Index;
 use storage::Store;
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
-use types::{Accel, Arch, Bytes, Mebibytes, StorageLayout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use types::{Accel, Arch, Bytes, Mebibytes, Owner, StorageLayout};
 use vm::Qemu;
 
 use crate::backups::{BackupStore, open_store};
@@ -17,8 +19,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::memory::{Ledger, Share};
 use crate::metrics::Metrics;
+use crate::moment::Bustle;
+use crate::prefetch::Prefetch;
 use crate::relief::Room;
 use crate::secrets::{SecretsKey, SecretsKeyText};
+use crate::spare::Spares;
 use crate::standby::Standbys;
 use crate::thermal::ThermalConfig;
 
@@ -45,6 +50,10 @@ pub struct HostConfig {
     pub max_memory: Option<Mebibytes>,
     /// How many machines of each shape that is used stand by for the next create.
     pub standby: usize,
+    /// How many VMMs are started ahead, for machines that wake or are made from memory.
+    pub spare_vmms: usize,
+    /// What is read ahead of a wake.
+    pub prefetch: Prefetch,
     /// Where the kernel tells of the host's memory.
     pub proc: PathBuf,
     /// How much what is published may be asked for.
@@ -74,6 +83,8 @@ impl HostConfig {
             wake_wait: Duration::from_secs(30),
             max_memory: None,
             standby: 0,
+            spare_vmms: 0,
+            prefetch: Prefetch::default(),
             proc: PathBuf::from("/proc"),
             publish: crate::publish::PublishLimits::default(),
             backup_to: None,
@@ -105,8 +116,17 @@ pub(crate) struct Services {
     wakes: Semaphore,
     pub(crate) memory: Arc<Ledger>,
     pub(crate) standbys: Standbys,
+    pub(crate) spares: Spares,
+    /// What is done for somebody right now.
+    pub(crate) bustle: Arc<Bustle>,
+    /// Cancelled when the daemon ends, for what goes on by itself.
+    pub(crate) ending: CancellationToken,
+    /// What goes on by itself; the daemon's end waits for it.
+    pub(crate) background: TaskTracker,
     pub(crate) metrics: Metrics,
     pub(crate) network: crate::network::Network,
+    pub(crate) users: crate::users::Users,
+    pub(crate) tally: Arc<crate::quota::Tally>,
     rooms: mpsc::Sender<Room>,
     /// The other end, until the host takes it.
     pub(crate) who_needs_room: Mutex<Option<mpsc::Receiver<Room>>>,
@@ -129,14 +149,21 @@ impl Services {
             }
             other => other?,
         };
+        let users = crate::users::Users::load(&index)?;
         let index = Arc::new(Mutex::new(index));
         let (rooms, who_needs_room) = mpsc::channel(64);
         Ok(Arc::new(Self {
             wakes: Semaphore::new(config.wakes.get()),
             memory: Ledger::new(config.max_memory),
             standbys: Standbys::default(),
+            spares: Spares::default(),
+            bustle: Bustle::new(),
+            ending: CancellationToken::new(),
+            background: TaskTracker::new(),
             metrics: Metrics::default(),
             network: crate::network::Network::open(config.net, &config.net_relay)?,
+            users,
+            tally: Arc::default(),
             rooms,
             who_needs_room: Mutex::new(Some(who_needs_room)),
             config,
@@ -179,6 +206,12 @@ impl Services {
             .hint("try again in a moment, or let more wake at once with `bhatti serve --wakes`"));
         };
         turn.map_err(|closed| Error::new(ErrorKind::Internal, "nothing wakes any more").source(closed))
+    }
+
+    /// The memory for a machine of `owner`, charged to them.
+    pub(crate) async fn room_for_machine(&self, owner: &Owner, cpus: u32, size: Mebibytes) -> Result<Share> {
+        let charge = self.charge(owner, cpus, size)?;
+        Ok(self.room_for(size).await?.charged(charge))
     }
 
     /// The memory for a machine. Where there is a limit and it is reached, those who need theirs least give it up first.

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use storage::{Manifest, MemoryHeader, MemoryStats, OWN_BASE_ABOVE, PageSource as _, Unchanged};
+use storage::{Manifest, MemoryHeader, MemoryStats, OWN_BASE_ABOVE, PageSource, TRIM_ABOVE, Unchanged};
 use tokio::time::Instant;
 use types::Bytes;
 use vm::Machine;
@@ -113,14 +113,20 @@ impl Actor {
                 generation: manifest.generation,
                 base: manifest.ram_base.id(),
             };
-            if private <= OWN_BASE_ABOVE {
-                let memory = dir.stage_memory(&ram, header(&manifest), COMPRESSION_LEVEL)?;
-                let (pin, stats) = (store.pin(&manifest), memory.stats());
+            let trimmed =
+                (private > TRIM_ABOVE).then(|| store.trimmed(&manifest.ram_base, &ram)).transpose()?;
+            let (kept, source): (Bytes, &dyn PageSource) = match &trimmed {
+                Some(trimmed) => (trimmed.kept(), trimmed),
+                None => (private, &ram),
+            };
+            if kept <= OWN_BASE_ABOVE {
+                let memory = dir.stage_memory(source, header(&manifest), COMPRESSION_LEVEL)?;
+                let (pin, stats) = (store.pin(&manifest), MemoryStats { private, ..memory.stats() });
                 return Ok((memory, manifest, pin, stats));
             }
             // So much is kept as a base: the next wake maps it, and the next stop writes what changed since.
             let (base, written, _until_pinned) =
-                store.write_own_base(&manifest.ram_base, manifest.memory_mib, &ram)?;
+                store.write_own_base(&manifest.ram_base, manifest.memory_mib, source)?;
             manifest.ram_base = base;
             let pin = store.pin(&manifest);
             let unchanged = Unchanged(manifest.memory_mib.bytes());

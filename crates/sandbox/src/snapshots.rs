@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use storage::{MemoryHeader, OWN_BASE_ABOVE, SnapshotRecord, StagedMemory, StagedSnapshot, Unchanged};
-use types::{Boot, Bytes, Labels, Mebibytes, Owner, SandboxName, SnapshotName};
+use types::{Boot, Bytes, Counted, Labels, Mebibytes, Owner, SandboxName, SnapshotName};
 
 use crate::actor::Command;
 use crate::bring_up::Pages;
@@ -12,6 +12,7 @@ use crate::capture::{Capture, CapturedMemory, seal_later};
 use crate::copies::{self, Copy, Disks, Memory, Seed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Host, send};
+use crate::quota::Places;
 use crate::services::{Services, blocking};
 use crate::sleep::COMPRESSION_LEVEL;
 use crate::timing::Stopwatch;
@@ -78,6 +79,7 @@ impl Host {
             let mut watch = Stopwatch::start();
             let services = Arc::clone(&host.inner.services);
             let (store, name) = (services.store.clone(), wish.name.clone());
+            let _places = host.places(&owner, &[(Counted::Snapshots, 1), (Counted::Disk, 0)]).await?;
             let staged = blocking(move || Ok(store.snapshots().stage(&owner, &name)?)).await?;
             let with_memory = !wish.disk_only;
             let capture = send(&entry, |reply| Command::Capture { staged, with_memory, reply }).await?;
@@ -169,6 +171,8 @@ impl Host {
                 Ok(Seed { manifest, disks, memory, boot: Boot::Resume, _pin: pin })
             })
             .await?;
+            let writable = seed.manifest.volumes.iter().filter(|volume| !volume.read_only).count();
+            let _places = host.places_for_copies(&seed.manifest.owner, 1, writable).await?;
             let _shared = host.share_volumes(&seed.manifest).await?;
             if resume.strict && seed.memory.is_none() {
                 return Err(Error::new(
@@ -225,6 +229,9 @@ impl Host {
             let mut watch = Stopwatch::start();
             let services = Arc::clone(&host.inner.services);
             let taken = host.take_names(&owner, &fork.names).await?;
+            let volumes = entry.shared.view().volumes;
+            let writable = volumes.iter().filter(|volume| !volume.read_only).count();
+            let _places = host.places_for_copies(&owner, fork.names.len(), writable).await?;
             let store = services.store.clone();
             let staged = blocking(move || Ok(store.snapshots().stage_fork()?)).await?;
             let capture = send(&entry, |reply| Command::Capture { staged, with_memory: true, reply }).await?;
@@ -236,7 +243,7 @@ impl Host {
                 .hint("leave --strict away to boot them"));
             }
             let (pause, frozen) = (capture.pause, capture.frozen.clone());
-            seal_later(&services.store, frozen, services.store.pin(&capture.manifest));
+            seal_later(&services, frozen, services.store.pin(&capture.manifest));
             watch.lap("capture");
             let _shared = host.share_volumes(&capture.manifest).await?;
             let seed = Arc::new(seed_of(&services, capture, fork.names.len()).await?);
@@ -259,6 +266,14 @@ impl Host {
             Ok(reports)
         })
         .await
+    }
+
+    /// Places for so many copies, each of which gets so many volumes of its own.
+    async fn places_for_copies(&self, owner: &Owner, copies: usize, volumes: usize) -> Result<Places> {
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let volumes = count(copies.saturating_mul(volumes));
+        let wanted = [(Counted::Sandboxes, count(copies)), (Counted::Volumes, volumes), (Counted::Disk, 0)];
+        self.places(owner, &wanted).await
     }
 
     /// The volumes that copies share, held until they have them: those that were only read, which must still be there
@@ -383,7 +398,7 @@ async fn write_out(services: &Arc<Services>, capture: Capture) -> Result<(Snapsh
         Ok(staged.commit(written.map(|memory| (memory, detached)), pause, manifest)?)
     })
     .await?;
-    seal_later(&services.store, frozen, pin);
+    seal_later(services, frozen, pin);
     let stored = record.sandbox.memory.as_ref().map_or(Bytes(0), |memory| memory.mem_content_bytes);
     Ok((record, private, stored))
 }

@@ -1,9 +1,14 @@
-//! Machines that stand by: clones of a template that are loaded and have never run, so that a create only has to give
-//! one its identity and let it go.
+//! Machines that stand by: clones of a template that are loaded, have run a command that does nothing, and are paused,
+//! so that a create only has to give one its identity and let it go. What a VMM makes of a guest's code when it is first
+//! run (page tables; under emulation the translation) it has made by then.
+//!
+//! # When one is made
+//! After a create has taken one, or could have: in a moment when nobody works ([`crate::moment`]), one at a time on a
+//! host, because making one takes as much of the processors as a create.
 //!
 //! # Crash order
 //! A machine that stands by lives in a staging directory, which nobody but this daemon knows. To hand it out is to
-//! commit that directory under its sandbox's id, manifest and all, before the guest executes its first instruction.
+//! commit that directory under its sandbox's id, manifest and all, before the guest executes anything as that sandbox.
 //! Whatever ends the daemon earlier leaves a staging directory with a VMM in it; the next daemon ends both.
 //!
 //! # Invariants
@@ -16,13 +21,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::json;
 use storage::{Pin, StagedSandbox, TemplateRecord};
+use tokio::time::Instant;
 use types::{CloneMethod, ContentId, Owner, SandboxId, SandboxSpec};
 use vm::{Machine, Status};
 
 use crate::bring_up::{self, Pages};
 use crate::create;
 use crate::error::Result;
+use crate::launch::{self, ATTACH_TIMEOUT, Greeting};
 use crate::memory::Share;
+use crate::network::Plug;
 use crate::services::{ROOM_FOR_A_SANDBOX, Services, blocking};
 use crate::template::TemplateWish;
 use crate::timing::Stopwatch;
@@ -56,6 +64,8 @@ impl Standby {
 pub(crate) struct Standbys {
     /// Held for a look-up only, never over an await.
     list: Mutex<List>,
+    /// One is made at a time.
+    making: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -146,11 +156,12 @@ pub(crate) fn refill(
     if want == 0 {
         return;
     }
-    let services = Arc::clone(services);
-    tokio::spawn(async move {
+    let making = Arc::clone(services);
+    services.background.spawn(async move {
+        let services = making;
         let key = wish.key();
         while services.standbys.begin(&key, want) {
-            let made = make(&services, &wish, &template, &like).await;
+            let made = make_in_a_moment(&services, &wish, &template, &like).await;
             let made = made.unwrap_or_else(|error| {
                 tracing::warn!(error = %error.with_causes(), "no machine could be made to stand by");
                 None
@@ -168,7 +179,25 @@ pub(crate) fn refill(
     });
 }
 
-/// One that is loaded and paused; `None` where there is no memory for it.
+/// One, as soon as nobody is in its way; `None` when the daemon ends before.
+async fn make_in_a_moment(
+    services: &Arc<Services>,
+    wish: &TemplateWish,
+    template: &TemplateRecord,
+    like: &SandboxSpec,
+) -> Result<Option<Standby>> {
+    let quiet = async {
+        let one_at_a_time = services.standbys.making.lock().await;
+        services.bustle.moment().await;
+        one_at_a_time
+    };
+    tokio::select! {
+        _one_at_a_time = quiet => make(services, wish, template, like).await,
+        () = services.ending.cancelled() => Ok(None),
+    }
+}
+
+/// One that has run and is paused; `None` where there is no memory for it.
 async fn make(
     services: &Arc<Services>,
     wish: &TemplateWish,
@@ -192,11 +221,28 @@ async fn make(
     })
     .await?;
     let mut watch = Stopwatch::start();
-    let at = bring_up::At { dir: staged.dir(), lock };
+    let at = bring_up::At { dir: staged.dir(), lock, sandbox: None };
     let (vmm, far) = services.line_to_stand_by(&manifest.machine)?.unzip();
-    let machine =
-        bring_up::load(services, at, &manifest, Pages::Base, devices, Vec::new(), vmm, &mut watch).await?;
+    let plug = Plug::Nobodys(vmm);
+    let (machine, _line) =
+        bring_up::load(services, at, &manifest, Pages::Base, devices, Vec::new(), plug, &mut watch).await?;
+    let ran = rehearse(services, &machine, template).await;
+    if let Err(error) = ran {
+        machine.kill().await?;
+        return Err(error);
+    }
     Ok(Some(Standby { id, staged, machine, memory, far, clone, _pin: wish.pin.clone() }))
+}
+
+/// Lets it run as nobody, and leaves it paused with nothing in its channel. Its config drive it does not look at.
+async fn rehearse(services: &Services, machine: &Machine, template: &TemplateRecord) -> Result<()> {
+    machine.resume().await?;
+    let greeting = Greeting::plain(!template.spec.detached);
+    let (guest, _welcome) = launch::attach(machine, greeting, services.config.boot_timeout).await?;
+    crate::template::run_to_warm_up(&guest, &["true"], None).await?;
+    guest.detach(Instant::now() + ATTACH_TIMEOUT).await?;
+    drop(guest);
+    Ok(machine.pause().await?)
 }
 
 #[cfg(test)]

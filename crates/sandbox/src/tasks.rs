@@ -310,17 +310,19 @@ impl Host {
         self.inner.tasks.live().remove(&id);
     }
 
-    /// The owner's tasks, the newest first.
+    /// The owner's tasks, or everybody's, the newest first.
     ///
     /// # Errors
     /// When the index cannot be read.
-    pub fn tasks(&self, owner: &Owner) -> Result<Vec<TaskRecord>> {
+    pub fn tasks(&self, owner: Option<&Owner>) -> Result<Vec<TaskRecord>> {
         let rows = self.inner.services.index().tasks()?;
         let live = self.inner.tasks.live();
         let tasks =
-            rows.iter().rev().filter(|row| row.owner == *owner).filter_map(|row| match live.get(&row.id) {
-                Some(live) => Some(live.state.borrow().clone()),
-                None => serde_json::from_str(&row.record_json).ok(),
+            rows.iter().rev().filter(|row| owner.is_none_or(|owner| row.owner == *owner)).filter_map(|row| {
+                match live.get(&row.id) {
+                    Some(live) => Some(live.state.borrow().clone()),
+                    None => serde_json::from_str(&row.record_json).ok(),
+                }
             });
         let tasks = tasks.collect();
         Ok(tasks)

@@ -80,6 +80,7 @@ impl Host {
     /// # Errors
     /// When the data directory cannot be read; nothing is removed then.
     pub async fn gc(&self, dry_run: bool) -> Result<Gc> {
+        self.inner.services.spares.drop_all().await;
         let store = self.inner.services.store.clone();
         let gone = self.to_the_end(blocking(move || collect(&store, false, dry_run, None))).await?;
         if !dry_run && !gone.removed.is_empty() {

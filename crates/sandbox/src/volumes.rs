@@ -12,14 +12,15 @@ use serde_json::json;
 use storage::{BackupSchedule, StagedVolume, Volume, VolumeRecord};
 use tokio::sync::OwnedMutexGuard;
 use types::{
-    Bytes, CloneMethod, Mebibytes, Owner, SandboxId, SandboxName, Timestamp, VolumeMount, VolumeName,
-    check_volume_size,
+    Bytes, CloneMethod, Counted, Mebibytes, Owner, SandboxId, SandboxName, Timestamp, VolumeMount,
+    VolumeName, check_volume_size,
 };
 
 use crate::actor::Command;
 use crate::attached::Begun;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Host, send};
+use crate::quota::Places;
 use crate::registry::Entry;
 use crate::services::{Services, blocking};
 use crate::timing::Stopwatch;
@@ -27,6 +28,9 @@ use crate::view::Timings;
 
 /// Size of a volume that a create names and that is not there. It is sparse, and it grows.
 const DEFAULT_SIZE: Mebibytes = Mebibytes(1024);
+
+/// What a new volume takes of its owner's quota.
+pub(crate) const A_VOLUME: [(Counted, u64); 2] = [(Counted::Volumes, 1), (Counted::Disk, 0)];
 
 /// What a new volume needs at once.
 const ROOM_FOR_A_VOLUME: Bytes = Bytes(16 << 20);
@@ -125,6 +129,7 @@ impl Host {
                 )
                 .hint(format!("choose another name, or `bhatti volume resize {name} --size MB`")));
             }
+            let _places = host.places(&owner, &A_VOLUME).await?;
             make(&host.inner.services, &owner, &name, size).await?;
             watch.lap("make");
             host.volume_event("created", &owner, &name, json!({ "size_mb": size.0 }));
@@ -238,6 +243,10 @@ impl Host {
                 return Err(busy(format!("volume {name} is attached read-only to {}", user.name))
                     .hint("detach it there first: a file system that is only read cannot grow"));
             }
+            let _places = match size.bytes() == now {
+                true => Places::default(),
+                false => host.places(&owner, &[(Counted::Disk, 0)]).await?,
+            };
             let warnings = match users.into_iter().next() {
                 _ if size.bytes() == now => return Ok(unchanged(host.volume(&owner, &name).await?)),
                 Some((entry, _)) => {
@@ -282,6 +291,7 @@ impl Host {
             if host.inner.services.store.volumes().exists(&owner, &to) {
                 return Err(taken(&to));
             }
+            let _places = host.places(&owner, &A_VOLUME).await?;
             let (staged, copied) = host.copy_of_held(&owner, &name).await?;
             watch.lap("copy");
             let record = VolumeRecord::new(owner.clone(), to.clone());

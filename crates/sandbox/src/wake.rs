@@ -7,7 +7,6 @@
 //!    finds the sandbox without a VMM boots it from the disk.
 //! 3. The guest goes on. The consumed files are removed.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -18,11 +17,13 @@ use vm::Machine;
 
 use crate::actor::{Actor, Running, Start};
 use crate::attached;
-use crate::bring_up::Pages;
+use crate::bring_up::{At, Pages};
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch::{self, ATTACH_TIMEOUT, Frame};
-use crate::network::{self, Wired, Wiring};
+use crate::network::{self, Plug, Wired, Wiring};
+use crate::prefetch;
 use crate::services::blocking;
+use crate::spare;
 use crate::state::{Happening, State};
 use crate::timing::Stopwatch;
 use crate::view::Timings;
@@ -39,11 +40,22 @@ impl Actor {
     /// Makes the sandbox hot for somebody who asked at `asked`, which counts when there is a queue.
     pub(crate) async fn ensure_hot_for(&mut self, asked: Instant, start: Start) -> Result<Started> {
         self.settle_freeze().await?;
+        match self.state {
+            State::Off | State::Cold => {}
+            State::Hot | State::Warm | State::Broken | State::Gone => return self.make_hot(start).await,
+        }
+        if start.discard_memory {
+            self.breaker.reset();
+        }
+        self.breaker.check(self.manifest.name.as_str(), Instant::now())?;
         let services = Arc::clone(&self.services);
-        let _turn = match self.state {
-            State::Off | State::Cold => Some(services.turn_to_wake(asked).await?),
-            State::Hot | State::Warm | State::Broken | State::Gone => None,
-        };
+        let _turn = services.turn_to_wake(asked).await?;
+        let started = self.make_hot(start).await;
+        self.breaker.note(&started, Instant::now());
+        started
+    }
+
+    async fn make_hot(&mut self, start: Start) -> Result<Started> {
         match self.state {
             State::Hot => self.check_channel().await,
             State::Warm => self.resume().await,
@@ -115,14 +127,20 @@ impl Actor {
         Ok(())
     }
 
+    /// The memory of its machine.
+    async fn room(&self) -> Result<crate::memory::Share> {
+        let manifest = &self.manifest;
+        self.services.room_for_machine(&manifest.owner, manifest.cpus, manifest.memory_mib).await
+    }
+
     async fn wake(&mut self) -> Result<Started> {
         let mut watch = Stopwatch::start();
-        let memory = self.services.room_for(self.manifest.memory_mib).await?;
+        let memory = self.room().await?;
         let version = self.services.qemu().await?.version.to_string();
         // Before its memory is consumed: what cannot be opened must not cost more than this wake.
         let (secrets, missing) = self.services.secrets_of(&self.manifest).await?;
-        let Wiring { vmm, line } = self.services.wire(&self.manifest, self.dir.path())?;
-        let machine = match self.load(vmm, &mut watch).await {
+        let ahead = prefetch::begin(self.services.config.prefetch, &self.dir);
+        let (machine, line) = match self.load(&mut watch).await {
             Ok(machine) => machine,
             Err(error) => return Err(self.wake_failed(error)),
         };
@@ -149,6 +167,7 @@ impl Actor {
             }
         };
         watch.lap("attach");
+        ahead.note_later(&self.services, &machine, &self.dir);
         self.running = Some(Running::new(machine, guest, memory));
         self.boot = Boot::Resume;
         self.enter(Happening::Woken)?;
@@ -160,7 +179,7 @@ impl Actor {
         );
         // Off the caller's path: the files mean nothing any more, and the next stop replaces them.
         let (dir, name) = (self.dir.clone(), self.manifest.name.clone());
-        tokio::task::spawn_blocking(move || {
+        self.services.background.spawn_blocking(move || {
             if let Err(error) = dir.drop_consumed_memory() {
                 tracing::warn!(%error, sandbox = %name, "consumed memory files stay until the next stop");
             }
@@ -169,7 +188,7 @@ impl Actor {
     }
 
     /// A VMM with the sleeping guest loaded into it, paused.
-    async fn load(&self, line: Option<OwnedFd>, watch: &mut Stopwatch) -> Result<Machine> {
+    async fn load(&self, watch: &mut Stopwatch) -> Result<(Machine, Wired)> {
         let manifest = &self.manifest;
         let qemu = self.services.qemu().await?;
         let saved_by = vm::Version::parse(&manifest.machine.qemu_version)
@@ -188,9 +207,11 @@ impl Actor {
         })
         .await?;
         watch.lap("verify");
-        let spec = Frame::of(manifest, below).spec(qemu, &kernel, base, true, line.is_some());
+        let line = Plug::Itself.has_line(manifest);
+        let spec = Frame::of(manifest, below).spec(qemu, &kernel, base, true, line);
         let ready = Pages::Stored(Arc::new(memory)).make_ready();
-        let machine = Machine::launch_on_line(qemu, &spec, self.dir.path(), lock, line).await?;
+        let at = At { dir: self.dir.path(), lock, sandbox: spare::is_common(manifest).then_some(&self.dir) };
+        let (machine, line) = spare::vmm(&self.services, at, manifest, &spec, Plug::Itself).await?;
         watch.lap("spawn");
         let loaded = async {
             ready.write_to(&machine).await?;
@@ -200,7 +221,7 @@ impl Actor {
             Ok(())
         };
         match loaded.await {
-            Ok(()) => Ok(machine),
+            Ok(()) => Ok((machine, line)),
             Err(error) => {
                 machine.kill().await?;
                 Err(error)
@@ -237,7 +258,7 @@ impl Actor {
     /// Boots from the disk.
     async fn cold_boot(&mut self) -> Result<Started> {
         let mut watch = Stopwatch::start();
-        let memory = self.services.room_for(self.manifest.memory_mib).await?;
+        let memory = self.room().await?;
         let (secrets, missing) = self.services.secrets_of(&self.manifest).await?;
         let lost = self.trouble.take();
         let (machine, line) = match self.boot(&mut watch).await {

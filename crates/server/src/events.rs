@@ -13,7 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use types::Owner;
 
-use crate::auth::Caller;
+use crate::auth::Whose;
 use crate::extract::Params;
 use crate::refusal::Refusal;
 use crate::router::App;
@@ -24,12 +24,13 @@ const PAGE: u32 = 500;
 
 /// Streams events: kept ones after `since`, then new ones as they happen.
 ///
-/// Each event has its number as SSE id, so that a client that lost its connection can go on with `Last-Event-ID`.
+/// Each event has its number as SSE id, so that a client that lost its connection can go on with `Last-Event-ID`, which
+/// counts for more than `since`.
 /// Without `since`, a following stream begins with the next event and one that does not follow with the first kept.
 #[utoipa::path(
     get, path = "/events", tag = "host",
     params(
-        ("since" = Option<u64>, Query, description = "Number of the last event that is known"),
+        ("since" = Option<String>, Query, description = "Number of the last event that is known, or a time (RFC 3339) from which on to tell"),
         ("follow" = Option<bool>, Query, description = "Wait for new events (default true)"),
     ),
     responses(
@@ -39,16 +40,18 @@ const PAGE: u32 = 500;
 )]
 pub(crate) async fn events(
     State(app): State<App>,
-    Caller(owner): Caller,
+    Whose(owner): Whose,
     headers: HeaderMap,
     mut query: Params,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
     let follow = query.switch("follow")?.unwrap_or(true);
     let resumed = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
-    let since = resumed.or(query.number("since")?);
+    let asked = query.since("since")?;
     query.done()?;
     // Subscribed before the first page is read, so that nothing falls between the two.
     let live = app.host.subscribe();
+    let asked = asked.filter(|_| resumed.is_none()).map(|since| app.host.events_after(since)).transpose()?;
+    let since = resumed.or(asked);
     let feed = Feed {
         replay: since.is_some() || !follow,
         last: since.unwrap_or(0),
@@ -73,7 +76,8 @@ fn message(event: EventView) -> Event {
 
 struct Feed {
     host: Host,
-    owner: Owner,
+    /// Whose events these are; everybody's if nobody's name is here.
+    owner: Option<Owner>,
     live: Receiver<EventView>,
     page: VecDeque<EventView>,
     last: u64,
@@ -84,6 +88,11 @@ struct Feed {
 }
 
 impl Feed {
+    fn wants(&self, event: &EventView) -> bool {
+        self.owner.as_ref().is_none_or(|owner| event.owner == *owner)
+            && (event.seq > self.last || event.seq == 0)
+    }
+
     async fn next(&mut self) -> Option<EventView> {
         loop {
             if let Some(event) = self.page.pop_front() {
@@ -91,7 +100,7 @@ impl Feed {
                 return Some(event);
             }
             if self.replay {
-                match self.host.events_since(Some(&self.owner), self.last, PAGE) {
+                match self.host.events_since(self.owner.as_ref(), self.last, PAGE) {
                     Ok(page) => {
                         self.replay = !page.is_empty();
                         self.page = page.into();
@@ -110,7 +119,7 @@ impl Feed {
                 () = self.leave.cancelled() => return None,
                 event = self.live.recv() => match event {
                     // Number 0 is an event that could not be kept.
-                    Ok(event) if event.owner == self.owner && (event.seq > self.last || event.seq == 0) => {
+                    Ok(event) if self.wants(&event) => {
                         self.page.push_back(event);
                     }
                     Ok(_) => {}

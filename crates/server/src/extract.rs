@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
+use types::Since;
 
 use crate::refusal::Refusal;
 
@@ -115,6 +116,15 @@ impl Params {
                 })
             })
             .transpose()
+    }
+
+    /// From where on somebody wants to know.
+    pub(crate) fn since(&mut self, name: &str) -> Result<Option<Since>, Refusal> {
+        let parse = |text: String| text.parse();
+        self.text(name)?
+            .map(parse)
+            .transpose()
+            .map_err(|why: String| Refusal::bad_request(format!("query parameter `{name}`: {why}")))
     }
 
     /// A switch: `true`, `1` or `yes`; `false`, `0` or `no`; `None` when missing.

@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use sandbox::PullWish;
 use types::ImageName;
 
-use crate::auth::Caller;
+use crate::auth::{Caller, Whose};
 use crate::extract::{Json, Params};
 use crate::files::drain;
 use crate::refusal::Refusal;
@@ -26,11 +26,11 @@ fn accepted(task: sandbox::TaskRecord) -> Accepted {
 #[utoipa::path(get, path = "/images", tag = "images", responses((status = 200, body = Vec<api::ImageObject>)))]
 pub(crate) async fn list(
     State(app): State<App>,
-    _caller: Caller,
+    Whose(owner): Whose,
     query: Params,
 ) -> Result<JsonReply<Vec<api::ImageObject>>, Refusal> {
     query.done()?;
-    Ok(JsonReply(app.host.images().await?.into_iter().map(tell::image).collect()))
+    Ok(JsonReply(app.host.images(owner.as_ref()).await?.into_iter().map(tell::image).collect()))
 }
 
 /// One image, for this host's architecture.
@@ -43,12 +43,12 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn inspect(
     State(app): State<App>,
-    _caller: Caller,
+    Caller(owner): Caller,
     Path(name): Path<String>,
     query: Params,
 ) -> Result<JsonReply<api::ImageObject>, Refusal> {
     query.done()?;
-    Ok(JsonReply(tell::image(app.host.image(&name.parse()?).await?)))
+    Ok(JsonReply(tell::image(app.host.image(&owner, &name.parse()?).await?)))
 }
 
 /// Removes an image's name, its templates, and what of its content nothing else needs.
@@ -83,7 +83,8 @@ pub(crate) async fn pull(
 ) -> Result<Accepted, Refusal> {
     let api::PullRequest { reference, name, auth } = request;
     let auth = auth.filter(|auth| !auth.is_empty());
-    Ok(accepted(app.host.image_pull(&owner, PullWish { reference, name: name.parse()?, auth })?))
+    let wish = PullWish { reference, name: name.parse()?, auth };
+    Ok(accepted(app.host.image_pull(&owner, wish).await?))
 }
 
 /// Makes an image of an archive: `docker save`, old or new, or an OCI layout; as it is, or with gzip or zstd.
@@ -106,7 +107,7 @@ pub(crate) async fn import(
     query.done()?;
     let mut body = Body::into_data_stream(request.into_body());
     let taken = async {
-        let mut upload = app.host.upload().await?;
+        let mut upload = app.host.upload(&owner, &name).await?;
         while let Some(chunk) = body.next().await {
             let broken = |error| Refusal::bad_request(format!("the upload broke off: {error}"));
             upload.send(chunk.map_err(broken)?).await?;
@@ -135,7 +136,7 @@ pub(crate) async fn save(
     Caller(owner): Caller,
     Json(request): Json<api::SaveRequest>,
 ) -> Result<Accepted, Refusal> {
-    Ok(accepted(app.host.image_save(&owner, &request.sandbox, request.name.parse()?)?))
+    Ok(accepted(app.host.image_save(&owner, &request.sandbox, request.name.parse()?).await?))
 }
 
 /// Builds a declared image.
@@ -149,5 +150,5 @@ pub(crate) async fn build(
     Json(request): Json<api::BuildRequest>,
 ) -> Result<Accepted, Refusal> {
     let name = request.name.filter(|name| !name.is_empty()).map(|name| name.parse()).transpose()?;
-    Ok(accepted(app.host.image_build(&owner, &request.tier, name)?))
+    Ok(accepted(app.host.image_build(&owner, &request.tier, name).await?))
 }

@@ -16,6 +16,7 @@
 mod ask;
 mod auth;
 mod backups;
+mod cord;
 mod events;
 mod exec;
 mod extract;
@@ -40,6 +41,7 @@ mod tell;
 mod traffic;
 mod upkeep;
 mod usage;
+mod users;
 mod volumes;
 mod websocket;
 

@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::auth::AdminKey;
+use crate::cord::Cord;
 use crate::forward::Peer;
 use crate::publish::{Site, site_router};
 use crate::router::{App, Door, Drain, with_state};
@@ -78,7 +79,7 @@ pub async fn serve(
         }
         None => None,
     };
-    let app = App { host, drain: drain.clone(), site, requests: Arc::default() };
+    let app = App { host, drain: drain.clone(), site, requests: Arc::default(), key: Some(key) };
     if let Some(Published { tcp, .. }) = listeners.published {
         let routes = site_router(app.clone());
         // Slots of its own: strangers must not keep the owner out.
@@ -140,8 +141,11 @@ where
     let _busy = drain.busy();
     let _slot = slot;
     let routes = TowerToHyperService::new(routes);
+    let cord = Cord::default();
+    let stream = cord.tie(stream);
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(cord.clone());
         routes.call(request)
     });
     let connection = http1::Builder::new()

@@ -10,10 +10,8 @@ use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use sandbox::SampleValue;
-use types::Owner;
 
-use crate::auth::Caller;
-use crate::host::not_found;
+use crate::auth::Admin;
 use crate::refusal::Refusal;
 use crate::router::App;
 
@@ -102,17 +100,15 @@ fn class(method: &Method, path: Option<&str>) -> &'static str {
             (api::Metrics = "application/json"),
         )),
         (status = 401, body = api::ErrorBody),
+        (status = 403, description = "Not the admin", body = api::ErrorBody),
     )
 )]
 pub(crate) async fn metrics(
+    // They are of all owners together.
+    _admin: Admin,
     State(app): State<App>,
-    Caller(owner): Caller,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    // They are of all owners together.
-    if owner != Owner::admin() {
-        return Err(not_found().await);
-    }
     let mut families: Vec<_> = app.host.metrics().await?.into_iter().filter_map(family).collect();
     families.push(app.requests.family());
     families.retain(|family| !family.samples.is_empty());

@@ -5,7 +5,7 @@ use utoipa::{Modify, OpenApi};
 
 use crate::{
     backups, events, exec, files, host, images, metrics, publish, sandboxes, secrets, shell, snapshots,
-    tasks, traffic, upkeep, usage, volumes,
+    tasks, traffic, upkeep, usage, users, volumes,
 };
 
 #[derive(OpenApi)]
@@ -13,7 +13,9 @@ use crate::{
     info(
         title = "bhatti",
         description = "Many Linux microVMs on one host. Over TCP every path but /health needs `Authorization: Bearer KEY`; \
-                       the unix socket needs no key."
+                       the unix socket needs no key and is the admin's. A user's key shows and changes that user's things; \
+                       what is others' answers 404, and what is for the admin 403. The admin acts for a user with `?owner=NAME`; lists \
+                       show it everybody's things without."
     ),
     paths(
         host::health, host::version, metrics::metrics, events::events,
@@ -30,6 +32,7 @@ use crate::{
         exec::exec, shell::live_exec, shell::shell,
         files::read, files::head, files::write,
         traffic::ports, traffic::proxy, traffic::tunnel,
+        users::list, users::create, users::inspect, users::edit, users::rotate_key, users::delete,
         secrets::list, secrets::set, secrets::delete, publish::publish, publish::of_sandbox, publish::unpublish, publish::all,
     ),
     components(schemas(api::ExecEvent, api::BackupEvent, api::RestoreEvent, api::FsckEvent, api::ShellControl, api::FileEntry)),

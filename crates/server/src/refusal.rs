@@ -59,6 +59,8 @@ const fn status_of(kind: ErrorKind) -> StatusCode {
         | ErrorKind::CommandNotFound
         | ErrorKind::NotExecutable => StatusCode::BAD_REQUEST,
         ErrorKind::NotFound | ErrorKind::GuestNotFound => StatusCode::NOT_FOUND,
+        // Asking again does not help, nor does waiting: something of theirs must go first.
+        ErrorKind::QuotaExceeded | ErrorKind::Forbidden => StatusCode::FORBIDDEN,
         // Damage is a conflict and not a 500: asking again does not help, asking for something else does.
         ErrorKind::Conflict
         | ErrorKind::InUse

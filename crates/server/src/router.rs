@@ -11,12 +11,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::auth::{AdminKey, TcpRules, tcp_door, unix_door};
+use crate::auth::{AdminKey, TcpRules, UnixRules, tcp_door, unix_door};
 use crate::metrics::{Requests, count};
 use crate::publish::Site;
 use crate::{
     backups, events, exec, files, host, images, metrics, publish, sandboxes, secrets, shell, snapshots,
-    tasks, traffic, upkeep, usage, volumes,
+    tasks, traffic, upkeep, usage, users, volumes,
 };
 
 /// What every route has at hand.
@@ -28,6 +28,8 @@ pub(crate) struct App {
     pub(crate) site: Option<Arc<Site>>,
     /// Requests of all doors.
     pub(crate) requests: Arc<Requests>,
+    /// The admin key, where there is one.
+    pub(crate) key: Option<AdminKey>,
 }
 
 /// How the daemon's end is told to requests that would go on for ever, and theirs to the daemon.
@@ -64,7 +66,7 @@ impl Drain {
 /// How requests come in, which decides who may ask.
 #[derive(Clone, Copy)]
 pub enum Door {
-    /// The unix socket: its mode has decided.
+    /// The unix socket: its mode has decided, unless a key is shown.
     Unix,
     /// TCP: the key decides.
     Tcp {
@@ -77,10 +79,11 @@ pub enum Door {
 
 /// All routes over `host`, behind `door`.
 pub fn router(host: Host, door: Door) -> Router {
-    with_state(App { host, drain: Drain::default(), site: None, requests: Arc::default() }, door)
+    with_state(App { host, drain: Drain::default(), site: None, requests: Arc::default(), key: None }, door)
 }
 
 pub(crate) fn with_state(app: App, door: Door) -> Router {
+    let (host, admin) = (app.host.clone(), app.key);
     let requests = Arc::clone(&app.requests);
     let routes = Router::new()
         .route("/health", get(host::health))
@@ -132,6 +135,9 @@ pub(crate) fn with_state(app: App, door: Door) -> Router {
             "/sandboxes/{id}/publish",
             get(publish::of_sandbox).post(publish::publish).delete(publish::unpublish),
         )
+        .route("/users", get(users::list).post(users::create))
+        .route("/users/{name}", get(users::inspect).patch(users::edit).delete(users::delete))
+        .route("/users/{name}/rotate-key", post(users::rotate_key))
         .route("/secrets", get(secrets::list).post(secrets::set))
         .route("/secrets/{name}", delete(secrets::delete))
         .route("/published", get(publish::all))
@@ -142,9 +148,9 @@ pub(crate) fn with_state(app: App, door: Door) -> Router {
         .layer(DefaultBodyLimit::disable())
         .with_state(app);
     let behind_door = match door {
-        Door::Unix => routes.layer(middleware::from_fn(unix_door)),
+        Door::Unix => routes.layer(middleware::from_fn_with_state(UnixRules { key: admin, host }, unix_door)),
         Door::Tcp { key, loopback } => {
-            routes.layer(middleware::from_fn_with_state(TcpRules { key, loopback }, tcp_door))
+            routes.layer(middleware::from_fn_with_state(TcpRules { key, host, loopback }, tcp_door))
         }
     };
     // Outside the door, so that who is not let in is counted, too.

@@ -7,7 +7,7 @@ use sandbox::Start;
 use types::{Owner, SandboxName};
 
 use crate::ask;
-use crate::auth::Caller;
+use crate::auth::{Caller, Whose};
 use crate::extract::{Json, Params};
 use crate::refusal::Refusal;
 use crate::router::App;
@@ -24,12 +24,12 @@ pub(crate) const NAME_ATTEMPTS: usize = 8;
 )]
 pub(crate) async fn list(
     State(app): State<App>,
-    Caller(owner): Caller,
+    Whose(owner): Whose,
     mut query: Params,
 ) -> Result<JsonReply<Vec<api::Sandbox>>, Refusal> {
     let labels = ask::label_filters(query.all("label"))?;
     query.done()?;
-    Ok(JsonReply(app.host.list(&owner, &labels).into_iter().map(tell::sandbox).collect()))
+    Ok(JsonReply(app.host.list(owner.as_ref(), &labels).into_iter().map(tell::sandbox).collect()))
 }
 
 /// Creates a sandbox, fresh or `from` another or a snapshot. One that exists under this name with the same shape is

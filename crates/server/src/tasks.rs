@@ -9,7 +9,7 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 
-use crate::auth::Caller;
+use crate::auth::{Caller, Whose};
 use crate::exec::{ndjson, wants_ndjson};
 use crate::extract::Params;
 use crate::refusal::Refusal;
@@ -20,11 +20,11 @@ use crate::tell;
 #[utoipa::path(get, path = "/tasks", tag = "tasks", responses((status = 200, body = Vec<api::Task>)))]
 pub(crate) async fn list(
     State(app): State<App>,
-    Caller(owner): Caller,
+    Whose(owner): Whose,
     query: Params,
 ) -> Result<JsonReply<Vec<api::Task>>, Refusal> {
     query.done()?;
-    Ok(JsonReply(app.host.tasks(&owner)?.into_iter().map(tell::task).collect()))
+    Ok(JsonReply(app.host.tasks(owner.as_ref())?.into_iter().map(tell::task).collect()))
 }
 
 /// One task; as lines it is followed until it has ended.

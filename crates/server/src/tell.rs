@@ -59,6 +59,7 @@ fn volume_spec(volume: types::VolumeMount) -> api::VolumeSpec {
 pub(crate) fn secret(view: sandbox::SecretView) -> api::Secret {
     api::Secret {
         name: view.name.into(),
+        owner: view.owner.into(),
         created_at: view.created_at.to_string(),
         updated_at: view.updated_at.to_string(),
         used_by: view.used_by.into_iter().map(String::from).collect(),
@@ -72,10 +73,11 @@ pub(crate) fn port(listener: wire::Listener) -> api::Port {
 }
 
 pub(crate) fn publication(view: sandbox::Publication, site: Option<&Site>) -> api::Publication {
-    let sandbox::Publication { alias, sandbox_id, sandbox_name, port, created_at } = view;
+    let sandbox::Publication { alias, owner, sandbox_id, sandbox_name, port, created_at } = view;
     api::Publication {
         url: site.map(|site| site.url(alias.as_str())),
         alias: alias.into(),
+        owner: owner.into(),
         sandbox: sandbox_name.into(),
         sandbox_id: sandbox_id.into(),
         port,
@@ -246,6 +248,7 @@ pub(crate) fn event(event: sandbox::EventView) -> api::Event {
     api::Event {
         seq: event.seq,
         at: event.at.to_string(),
+        owner: event.owner.into(),
         kind: event.kind,
         sandbox: sandbox.map(String::from),
         name,
@@ -256,6 +259,7 @@ pub(crate) fn event(event: sandbox::EventView) -> api::Event {
 pub(crate) fn image(image: sandbox::ImageRecord) -> api::ImageObject {
     api::ImageObject {
         name: image.name.into(),
+        owner: image.owner.map(String::from),
         arch: image.arch.to_string(),
         id: image.id.to_string(),
         size_bytes: image.size.0,
@@ -276,6 +280,7 @@ pub(crate) fn task(task: sandbox::TaskRecord) -> api::Task {
     let sandbox::TaskProgress { what, done_bytes, total_bytes } = task.progress;
     api::Task {
         id: task.id.into(),
+        owner: task.owner.into(),
         kind: task.kind,
         subject: task.subject,
         status: task.status.as_str().to_owned(),

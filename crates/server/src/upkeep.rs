@@ -10,9 +10,8 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use sandbox::{FsckProgress, FsckReport, Gc, Severity};
 use tokio::sync::mpsc;
-use types::Owner;
 
-use crate::auth::Caller;
+use crate::auth::Admin;
 use crate::exec::{ndjson, wants_ndjson};
 use crate::extract::Json;
 use crate::refusal::Refusal;
@@ -30,16 +29,15 @@ const BACKLOG: usize = 16;
         (status = 200, description = "What was found; as lines, how far it is comes before it",
          content((api::Fsck = "application/json"), (api::FsckEvent = "application/x-ndjson"))),
         (status = 400, body = api::ErrorBody),
-        (status = 404, description = "Not the admin", body = api::ErrorBody),
+        (status = 403, description = "Not the admin", body = api::ErrorBody),
     )
 )]
 pub(crate) async fn fsck(
+    _admin: Admin,
     State(app): State<App>,
-    Caller(owner): Caller,
     headers: HeaderMap,
     Json(request): Json<api::FsckRequest>,
 ) -> Result<Response, Refusal> {
-    admin(&owner)?;
     if !wants_ndjson(&headers) {
         return Ok(JsonReply(checked(&app, request.repair, |_| {}).await?).into_response());
     }
@@ -100,23 +98,15 @@ fn line(event: &api::FsckEvent) -> Bytes {
     request_body = api::GcRequest,
     responses(
         (status = 200, body = api::Gc), (status = 400, body = api::ErrorBody),
-        (status = 404, description = "Not the admin", body = api::ErrorBody),
+        (status = 403, description = "Not the admin", body = api::ErrorBody),
     )
 )]
 pub(crate) async fn gc(
+    _admin: Admin,
     State(app): State<App>,
-    Caller(owner): Caller,
     Json(request): Json<api::GcRequest>,
 ) -> Result<JsonReply<api::Gc>, Refusal> {
-    admin(&owner)?;
     Ok(JsonReply(gc_reply(app.host.gc(request.dry_run).await?)))
-}
-
-fn admin(owner: &Owner) -> Result<(), Refusal> {
-    if *owner == Owner::admin() {
-        return Ok(());
-    }
-    Err(Refusal::new(StatusCode::NOT_FOUND, "not_found", "this is for the admin"))
 }
 
 /// A check, as it is told.

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use types::Owner;
 
-use crate::auth::Caller;
+use crate::auth::{Caller, Whose};
 use crate::extract::Params;
 use crate::refusal::Refusal;
 use crate::router::App;
@@ -18,13 +18,12 @@ use crate::router::App;
 )]
 pub(crate) async fn usage(
     State(app): State<App>,
-    Caller(owner): Caller,
+    Whose(owner): Whose,
     query: Params,
 ) -> Result<Json<api::Usage>, Refusal> {
     query.done()?;
     // Who keeps the host sees all of it; everybody else what is theirs.
-    let whose = (owner != Owner::admin()).then_some(&owner);
-    Ok(Json(tell(app.host.usage(whose).await?)))
+    Ok(Json(tell(app.host.usage(owner.as_ref()).await?)))
 }
 
 /// What a sandbox takes on the disk, and the shared objects that it lies on.

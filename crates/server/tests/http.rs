@@ -300,6 +300,46 @@ async fn events_that_are_not_followed_come_to_an_end() {
 }
 
 #[tokio::test]
+async fn events_are_told_from_a_number_or_a_time_on_and_after_the_last_that_was_heard() {
+    let (_dir, router) = unix().await;
+    for name in ["A", "B", "C"] {
+        let body = format!(r#"{{"name":"{name}","value":"x"}}"#);
+        answer(&router, request(Method::POST, "/secrets", body)).await;
+    }
+    let ask = async |since: &str, heard: Option<&str>| -> Vec<(u64, String)> {
+        let mut request = request(Method::GET, &format!("/events?follow=false{since}"), "");
+        if let Some(heard) = heard {
+            request.headers_mut().insert("last-event-id", heard.parse().unwrap());
+        }
+        let bytes = answer(&router, request).await.into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        let ids =
+            text.lines().filter_map(|line| line.strip_prefix("id: ")).map(|id| id.parse::<u64>().unwrap());
+        let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        let events = data.map(|json| serde_json::from_str::<serde_json::Value>(json).unwrap());
+        let events: Vec<_> = events
+            .map(|event| (event["seq"].as_u64().unwrap(), event["at"].as_str().unwrap().to_owned()))
+            .collect();
+        assert_eq!(ids.collect::<Vec<_>>(), events.iter().map(|(seq, _)| *seq).collect::<Vec<_>>());
+        events
+    };
+    let all = ask("", None).await;
+    assert_eq!(all.len(), 3);
+    let (second, at_second) = all[1].clone();
+    assert_eq!(ask(&format!("&since={second}"), None).await, all[2..]);
+    // Events of the same millisecond belong to a time together.
+    let from_second: Vec<_> = all.iter().filter(|(_, at)| *at >= at_second).cloned().collect();
+    assert_eq!(ask(&format!("&since={at_second}"), None).await, from_second);
+    assert_eq!(ask("&since=2000-01-01T00:00:00Z", None).await, all);
+    assert_eq!(ask("&since=2999-01-01T00:00:00Z", None).await, []);
+    // A client that comes back says what it heard last, whatever the address says that it was given.
+    assert_eq!(ask("&since=0", Some(&second.to_string())).await, all[2..]);
+    assert_eq!(ask("&since=2999-01-01T00:00:00Z", Some(&second.to_string())).await, all[2..]);
+    let message = refused(&router, request(Method::GET, "/events?since=soon", ""), 400, "bad_request").await;
+    assert!(message.contains("soon") && message.contains("2026-11-25T19:00:00Z"), "{message}");
+}
+
+#[tokio::test]
 async fn a_host_that_is_not_set_up_says_what_to_do() {
     let (_dir, router) = unix().await;
     let response = answer(&router, request(Method::POST, "/sandboxes", "")).await;

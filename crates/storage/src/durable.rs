@@ -202,6 +202,21 @@ pub(crate) fn exchange(one: &Path, other: &Path) -> Result<()> {
     sync_parent(one)
 }
 
+/// Gives everything in `from` but what `leave` names a second name in `to`. Directories have no second name: an error, as
+/// for a filesystem without hard links. The caller syncs `to`.
+pub(crate) fn link_all(from: &Path, to: &Path, leave: &[&str]) -> Result<()> {
+    let entries = fs::read_dir(from).map_err(|error| Error::io("read", from, error))?;
+    for entry in entries {
+        let name = entry.map_err(|error| Error::io("read", from, error))?.file_name();
+        if leave.iter().any(|left| name == *left) {
+            continue;
+        }
+        let target = to.join(&name);
+        fs::hard_link(from.join(&name), &target).map_err(|error| Error::io("link", &target, error))?;
+    }
+    Ok(())
+}
+
 /// Renames without replacing; lasting when it returns.
 pub(crate) fn rename_lasting(from: &Path, target: &Path) -> Result<()> {
     rename_new(from, target)?;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use types::{Arch, Bytes, ContentId, ImageConfig, ImageName, Timestamp};
+use types::{Arch, Bytes, ContentId, ImageConfig, ImageName, Owner, Timestamp};
 
 use crate::durable::{self, Staged};
 use crate::error::{Error, ErrorKind, Result};
@@ -15,15 +15,18 @@ use crate::settle;
 use crate::sparse;
 use crate::store::Store;
 
-/// Version 1 had no `config`.
-const FORMAT: Format = Format { name: "bhatti-image", version: 2 };
+/// Version 1 had no `config`, version 2 no `owner`.
+const FORMAT: Format = Format { name: "bhatti-image", version: 3 };
 
 /// A named base image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageRecord {
-    /// Its name.
+    /// Its name, unique among its owner's, or among those for all.
     pub name: ImageName,
+    /// Whose alone it is; none for one that all may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
     /// The guests it is for.
     pub arch: Arch,
     /// BLAKE3 of its logical content.
@@ -47,12 +50,18 @@ pub struct ImageRecord {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NameRemoval {
     /// It is gone; its content goes with the next collection, unless it has another name.
-    Gone(ImageRecord),
+    Gone(Box<ImageRecord>),
     /// Nothing was changed: these were made from it.
     InUse(Vec<String>),
 }
 
 impl ImageRecord {
+    /// Whether sandboxes of `owner` may be made from it.
+    #[must_use]
+    pub fn is_for(&self, owner: &Owner) -> bool {
+        self.owner.as_ref().is_none_or(|own| own == owner)
+    }
+
     /// The object as a VMM sees it whose working directory is a sandbox's or a template's (or its staging) directory.
     #[must_use]
     pub fn path_from_machine_dir(&self) -> PathBuf {
@@ -77,6 +86,7 @@ pub struct Images<'a> {
 pub struct StagedImage {
     pub(crate) store: Store,
     pub(crate) staged: Staged,
+    pub(crate) owner: Option<Owner>,
 }
 
 impl Images<'_> {
@@ -91,7 +101,9 @@ impl Images<'_> {
                 found.push(record::read(FORMAT, &self.store.layout().images().join(name))?);
             }
         }
-        found.sort_by(|a: &ImageRecord, b: &ImageRecord| (&a.name, a.arch).cmp(&(&b.name, b.arch)));
+        found.sort_by(|a: &ImageRecord, b: &ImageRecord| {
+            (&a.name, a.arch, &a.owner).cmp(&(&b.name, b.arch, &b.owner))
+        });
         Ok(found)
     }
 
@@ -109,17 +121,28 @@ impl Images<'_> {
         let layout = self.store.layout();
         let object = layout.object(&record.id);
         let relative = Path::new("objects").join(object.file_name().unwrap_or_default());
-        durable::link(&object, &relative, &layout.image_link(&record.name, record.arch))
+        durable::link(
+            &object,
+            &relative,
+            &layout.image_link(record.owner.as_ref(), &record.name, record.arch),
+        )
     }
 
     /// Makes a record again for content that has only its name for people.
-    pub(crate) fn restore_record(&self, name: &ImageName, arch: Arch, id: &ContentId) -> Result<()> {
+    pub(crate) fn restore_record(
+        &self,
+        owner: Option<&Owner>,
+        name: &ImageName,
+        arch: Arch,
+        id: &ContentId,
+    ) -> Result<()> {
         let layout = self.store.layout();
         let object = layout.object(id);
         let file = File::open(&object).map_err(|error| Error::io("open", &object, error))?;
         let size = file.metadata().map_err(|error| Error::io("stat", &object, error))?.len();
         let record = ImageRecord {
             name: name.clone(),
+            owner: owner.cloned(),
             arch,
             id: id.clone(),
             size: Bytes(size),
@@ -128,16 +151,37 @@ impl Images<'_> {
             source: "restored from its name by fsck".to_owned(),
             config: None,
         };
-        durable::replace(&layout.image_record(name, arch), &record::encode(FORMAT, &record), 0o600)
+        durable::replace(&layout.image_record(owner, name, arch), &record::encode(FORMAT, &record), 0o600)
     }
 
-    /// The image of that name.
+    /// The image of that name that is for all.
     ///
     /// # Errors
     /// `NotFound` when there is none, `Corrupt` when its record or its object is damaged.
     pub fn resolve(&self, name: &ImageName, arch: Arch) -> Result<ImageRecord> {
+        self.resolve_of(None, name, arch)
+    }
+
+    /// What `owner` calls by that name: an image of its own before one that is for all.
+    ///
+    /// # Errors
+    /// As [`Images::resolve`].
+    pub fn resolve_for(&self, owner: &Owner, name: &ImageName, arch: Arch) -> Result<ImageRecord> {
+        match self.resolve_of(Some(owner), name, arch) {
+            Err(error) if error.kind() == ErrorKind::NotFound => self.resolve(name, arch),
+            found => found,
+        }
+    }
+
+    /// The image of that name that is `owner`'s alone, or that is for all.
+    pub(crate) fn resolve_of(
+        &self,
+        owner: Option<&Owner>,
+        name: &ImageName,
+        arch: Arch,
+    ) -> Result<ImageRecord> {
         let layout = self.store.layout();
-        let path = layout.image_record(name, arch);
+        let path = layout.image_record(owner, name, arch);
         let record: ImageRecord = record::read(FORMAT, &path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "use image", name.as_str())
                 .because(format!("there is no image {name:?} for {arch}", name = name.as_str()))
@@ -162,13 +206,13 @@ impl Images<'_> {
         }
     }
 
-    /// Takes an image's name away, unless sandboxes or snapshots were made from it, or something is just being made.
+    /// Takes the name of an image that is `owner`'s alone, or for all, away, unless sandboxes or snapshots were made from it, or something is just being made.
     ///
     /// # Errors
     /// `NotFound` when there is none of that name, `Corrupt` when a manifest cannot be read, which may name it.
-    pub fn remove_name(&self, name: &ImageName, arch: Arch) -> Result<NameRemoval> {
+    pub fn remove_name(&self, owner: Option<&Owner>, name: &ImageName, arch: Arch) -> Result<NameRemoval> {
         let layout = self.store.layout();
-        let path = layout.image_record(name, arch);
+        let path = layout.image_record(owner, name, arch);
         let held = self.store.pins().held();
         let record: ImageRecord = record::read(FORMAT, &path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "delete image", name.as_str())
@@ -178,7 +222,9 @@ impl Images<'_> {
         })?;
         let mut references = self.store.references()?;
         let made_from_it = |manifest: &crate::manifest::Manifest| {
-            manifest.image.id == record.id && manifest.image.name == *name
+            manifest.image.id == record.id
+                && manifest.image.name == *name
+                && owner.is_none_or(|owner| manifest.owner == *owner)
         };
         let users: Vec<String> = references
             .manifests
@@ -196,10 +242,10 @@ impl Images<'_> {
             return Ok(NameRemoval::InUse(vec!["something that is being made".to_owned()]));
         }
         // The record is what counts: without it the link is a leftover that would keep the content.
-        durable::remove_if_there(&layout.image_link(name, arch))?;
+        durable::remove_if_there(&layout.image_link(owner, name, arch))?;
         durable::remove_if_there(&path)?;
         durable::sync_parent(&path)?;
-        Ok(NameRemoval::Gone(record))
+        Ok(NameRemoval::Gone(Box::new(record)))
     }
 
     /// The object's path for the host's own reading.
@@ -227,8 +273,9 @@ impl Images<'_> {
         durable::set_mode(staged.file(), &path, 0o444)?;
         staged.commit(&object)?;
         let relative = Path::new("objects").join(object.file_name().unwrap_or_default());
-        durable::link(&object, &relative, &layout.image_link(&record.name, record.arch))?;
-        durable::sync_parent(&layout.image_link(&record.name, record.arch))?;
+        let link = layout.image_link(record.owner.as_ref(), &record.name, record.arch);
+        durable::link(&object, &relative, &link)?;
+        durable::sync_parent(&link)?;
         Ok(true)
     }
 
@@ -240,11 +287,17 @@ impl Images<'_> {
         let path = self.store.layout().objects().join(layout::staging_name());
         let staged = Staged::create(path, 0o600)?;
         settle::store_plainly(staged.file());
-        Ok(StagedImage { store: self.store.clone(), staged })
+        Ok(StagedImage { store: self.store.clone(), staged, owner: None })
     }
 }
 
 impl StagedImage {
+    /// The same, to be one owner's alone; of none it is for all.
+    #[must_use]
+    pub fn owned_by(self, owner: Option<Owner>) -> Self {
+        Self { owner, ..self }
+    }
+
     /// The file to build into. It must stay this file: its lock tells others that it is in use.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -271,7 +324,7 @@ impl StagedImage {
         source: &str,
         config: Option<ImageConfig>,
     ) -> Result<ImageRecord> {
-        let Self { store, staged } = self;
+        let Self { store, staged, owner } = self;
         let path = staged.path().to_owned();
         // Opened anew: a tool may have replaced the file in spite of what `path` asks for.
         let file = File::open(&path).map_err(|error| Error::io("open", &path, error))?;
@@ -289,6 +342,7 @@ impl StagedImage {
         durable::sync(&file, &path)?;
         let record = ImageRecord {
             name: name.clone(),
+            owner,
             arch,
             id: sparse::content_id(&file, &path)?,
             size: Bytes(size),
@@ -305,7 +359,8 @@ impl StagedImage {
         durable::sync_parent(&object)?;
         // The record is what counts; the link is for people and is corrected by the next commit of that name.
         store.images().relink(&record)?;
-        durable::replace(&layout.image_record(name, arch), &record::encode(FORMAT, &record), 0o600)?;
+        let path = layout.image_record(record.owner.as_ref(), name, arch);
+        durable::replace(&path, &record::encode(FORMAT, &record), 0o600)?;
         Ok(record)
     }
 }
@@ -314,8 +369,11 @@ impl StagedImage {
 mod tests {
     use super::*;
 
-    const RELEASED: [&str; 2] =
-        [include_str!("../tests/golden/image-1.json"), include_str!("../tests/golden/image-2.json")];
+    const RELEASED: [&str; 3] = [
+        include_str!("../tests/golden/image-1.json"),
+        include_str!("../tests/golden/image-2.json"),
+        include_str!("../tests/golden/image-3.json"),
+    ];
 
     #[test]
     fn records_of_every_released_version_are_read() {
@@ -324,7 +382,24 @@ mod tests {
         assert_eq!(records[0].config, None);
         assert_eq!(records[1].config.as_ref().unwrap().env["PATH"], "/bin");
         assert_eq!(records[0].id, records[1].id);
-        let written = String::from_utf8(record::encode(FORMAT, &records[1])).unwrap();
-        assert_eq!(written, RELEASED[1], "the present version is written as it was");
+        assert_eq!((&records[1].owner, &records[1].config), (&None, &records[2].config));
+        assert_eq!(records[2].owner, Some("alice".parse().unwrap()));
+        let written = String::from_utf8(record::encode(FORMAT, &records[2])).unwrap();
+        assert_eq!(written, RELEASED[2], "the present version is written as it was");
+    }
+
+    #[test]
+    fn the_name_of_a_file_tells_whose_image_it_is() {
+        let read = |stem: &str| {
+            layout::image_of_stem(stem)
+                .map(|(owner, name, arch)| (owner.map(String::from), String::from(name), arch))
+        };
+        let minimal =
+            |owner: Option<&str>| Some((owner.map(str::to_owned), "my-own".to_owned(), Arch::Arm64));
+        assert_eq!(read("rootfs-my-own-arm64"), minimal(None));
+        assert_eq!(read("rootfs-al-ice.my-own-arm64"), minimal(Some("al-ice")));
+        for none in ["rootfs-a.b.c-arm64", "rootfs-.a-arm64", "rootfs-a.-arm64", "rootfs-a-mips", "a-arm64"] {
+            assert_eq!(read(none), None, "{none}");
+        }
     }
 }

@@ -29,6 +29,8 @@ pub const MEM_SNAP: &str = "mem.snap";
 pub const VM_SNAP: &str = "vm.snap";
 /// Device state as the VMM writes it, before it counts.
 pub const VM_SNAP_NEW: &str = "vm.snap.new";
+/// What the last wake read.
+pub const WAKE_SET: &str = "wake.set";
 /// The generation record of a sandbox or a template.
 pub const MANIFEST: &str = "manifest.json";
 /// A kernel, in its directory.
@@ -101,12 +103,13 @@ impl Layout {
         self.root.join(object_below_root(id))
     }
 
-    pub(crate) fn image_record(&self, name: &ImageName, arch: Arch) -> PathBuf {
-        self.images().join(format!("rootfs-{name}-{arch}.json"))
+    /// Of an image that is one owner's alone, or of one for all.
+    pub(crate) fn image_record(&self, owner: Option<&Owner>, name: &ImageName, arch: Arch) -> PathBuf {
+        self.images().join(format!("{}.json", image_stem(owner, name, arch)))
     }
 
-    pub(crate) fn image_link(&self, name: &ImageName, arch: Arch) -> PathBuf {
-        self.images().join(format!("rootfs-{name}-{arch}.ext4"))
+    pub(crate) fn image_link(&self, owner: Option<&Owner>, name: &ImageName, arch: Arch) -> PathBuf {
+        self.images().join(format!("{}.ext4", image_stem(owner, name, arch)))
     }
 
     pub(crate) fn templates(&self) -> PathBuf {
@@ -192,6 +195,24 @@ impl Layout {
     pub(crate) fn kernel_record(&self, arch: Arch) -> PathBuf {
         self.kernel().join(format!("{arch}.json"))
     }
+}
+
+/// `rootfs-<name>-<arch>`, or `rootfs-<owner>.<name>-<arch>`: no name has a dot, so one cannot be taken for the other.
+fn image_stem(owner: Option<&Owner>, name: &ImageName, arch: Arch) -> String {
+    match owner {
+        Some(owner) => format!("rootfs-{owner}.{name}-{arch}"),
+        None => format!("rootfs-{name}-{arch}"),
+    }
+}
+
+/// What the name of an image's file, without its extension, stands for.
+pub(crate) fn image_of_stem(stem: &str) -> Option<(Option<Owner>, ImageName, Arch)> {
+    let (called, arch) = stem.strip_prefix("rootfs-")?.rsplit_once('-')?;
+    let (owner, name) = match called.split_once('.') {
+        Some((owner, name)) => (Some(owner.parse().ok()?), name),
+        None => (None, called),
+    };
+    Some((owner, name.parse().ok()?, arch.parse().ok()?))
 }
 
 /// A staging name that no other has.

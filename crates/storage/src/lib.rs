@@ -17,6 +17,7 @@ mod layout_choice;
 mod lock;
 mod manifest;
 mod memory;
+mod place;
 mod probe;
 mod reconcile;
 mod record;
@@ -31,6 +32,7 @@ mod template;
 mod tree_copy;
 mod usage;
 mod volume;
+mod working_set;
 
 pub use blob::{Blob, Blobs, PartialBlob};
 pub use clone::{CloneOptions, CloneProgress, CloneReport, clone_file, clone_file_with};
@@ -52,7 +54,7 @@ pub use manifest::{
 };
 pub use memory::{
     LoadReport, MemoryHeader, MemoryImage, MemoryStats, OWN_BASE_ABOVE, PageSink, PageSource, RamBaseReport,
-    StagedMemory, Unchanged,
+    StagedMemory, TRIM_ABOVE, Trimmed, Unchanged,
 };
 pub use probe::FsCapabilities;
 pub use reconcile::{Leftover, LeftoverKind, ReconcileReport};

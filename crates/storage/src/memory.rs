@@ -6,6 +6,7 @@ mod base;
 mod format;
 mod load;
 mod own;
+mod trim;
 mod write;
 
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub use base::RamBaseReport;
 pub(crate) use base::{hash_base_watched, write_ram_base};
 pub use load::MemoryImage;
 pub use own::{OWN_BASE_ABOVE, Unchanged};
+pub use trim::{TRIM_ABOVE, Trimmed};
 pub(crate) use write::write;
 
 /// The RAM of a paused guest, as the store sees it.

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bhatti_storage::{
-    ErrorKind, LeftoverKind, Manifest, MemoryHeader, RamBase, SandboxDir, Store, Unchanged,
+    ErrorKind, LeftoverKind, Manifest, MemoryHeader, PageSource as _, RamBase, SandboxDir, Store, Unchanged,
 };
 use types::{Bytes, Owner, SnapshotName, StorageLayout};
 
@@ -239,6 +239,15 @@ fn fs_a_base_of_its_own_is_what_lay_below_with_the_changes_on_top() {
     // Pages 0 to 99 of the template hold nines; page 5 is cleared, page 200 is new.
     let mut ram = Ram::with([(200, 4)]);
     ram.0.insert(5, vec![0; 4096]);
+    // Zeros over its holes are nothing new, zeros over what it holds are.
+    let cleared = [150, 151, 153, 399].map(|page| (page, vec![0; 4096]));
+    let given_back = Ram(ram.0.clone().into_iter().chain(cleared).chain([(152, vec![7; 4096])]).collect());
+    let trimmed = store.trimmed(&under, &given_back).unwrap();
+    let pages: Vec<u64> = trimmed.private_runs().unwrap().iter().map(|run| run.start.0 / 4096).collect();
+    assert_eq!((pages, trimmed.kept()), (vec![5, 152, 200], Bytes(3 * 4096)));
+    let over_nothing = store.trimmed(&RamBase::Zero, &given_back).unwrap();
+    assert_eq!(over_nothing.kept(), Bytes(2 * 4096));
+
     let (base, report, _) = store.write_own_base(&under, MEMORY, &ram).unwrap();
     assert_eq!(report.private, Bytes(100 * 4096));
     let RamBase::Own { ram: id } = &base else { panic!("{base:?}") };

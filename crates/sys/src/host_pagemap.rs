@@ -55,7 +55,7 @@ impl Pagemap {
                 other => return other,
             }
         }
-        self.by_entries(range)
+        self.by_entries(range, is_private)
     }
 
     fn by_scan(&self, range: AddressRange) -> io::Result<Vec<AddressRange>> {
@@ -83,7 +83,16 @@ impl Pagemap {
         Ok(runs.0)
     }
 
-    fn by_entries(&self, range: AddressRange) -> io::Result<Vec<AddressRange>> {
+    /// The pages of files within `range` (page-aligned) that are present and not the process's own, ascending, neighbours
+    /// merged.
+    ///
+    /// # Errors
+    /// The process is gone, or the page map cannot be read.
+    pub fn file_ranges(&self, range: AddressRange) -> io::Result<Vec<AddressRange>> {
+        self.by_entries(range, is_of_file)
+    }
+
+    fn by_entries(&self, range: AddressRange, wanted: fn(u64) -> bool) -> io::Result<Vec<AddressRange>> {
         let mut runs = Runs::default();
         let mut buffer = vec![0u8; 64 * 1024];
         let mut at = range.start;
@@ -94,7 +103,7 @@ impl Pagemap {
             self.file.read_exact_at(chunk, at / PAGE * 8)?;
             for (entry, page) in chunk.chunks_exact(8).zip(0u64..) {
                 let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
-                if is_private(entry) {
+                if wanted(entry) {
                     runs.push(at + page * PAGE, at + (page + 1) * PAGE);
                 }
             }
@@ -112,6 +121,12 @@ fn errno(error: &io::Error) -> Option<rustix::io::Errno> {
 const fn is_private(entry: u64) -> bool {
     let (present, swapped, file) = (entry >> 63 & 1, entry >> 62 & 1, entry >> 61 & 1);
     file == 0 && (present | swapped) == 1
+}
+
+/// Whether a page map entry is of a present page of a file.
+const fn is_of_file(entry: u64) -> bool {
+    let (present, file) = (entry >> 63 & 1, entry >> 61 & 1);
+    present == 1 && file == 1
 }
 
 #[derive(Default)]
@@ -237,7 +252,7 @@ mod tests {
         let map = Pagemap::open(std::process::id()).unwrap();
         let start = address.div_ceil(PAGE) * PAGE;
         let range = AddressRange { start, end: start + pages as u64 * PAGE };
-        let entries = map.by_entries(range).unwrap();
+        let entries = map.by_entries(range, is_private).unwrap();
         assert!(entries.iter().map(|run| (run.end - run.start) / PAGE).sum::<u64>() >= 1000);
         match map.by_scan(range) {
             Ok(scanned) => {

@@ -1,6 +1,7 @@
 //! Reading and writing the memory of another process: `process_vm_readv(2)` and `process_vm_writev(2)`.
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::{Mutex, PoisonError};
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
@@ -27,7 +28,10 @@ pub fn read_memory(pid: u32, ranges: &[AddressRange], buffer: &mut [u8]) -> io::
 /// Less than this is read by one thread: about what is copied while a second one starts, a few times over.
 const WORTH_TWO_THREADS: usize = 4 << 20;
 
-/// Reads as [`read_memory`] does, one half by another thread when there is much.
+/// What a thread takes at a time: the two are never apart by more, however much else the machine has to do.
+const PIECE: usize = 1 << 20;
+
+/// Reads as [`read_memory`] does, by two threads when there is much.
 ///
 /// # Errors
 /// As [`read_memory`], or no thread could be made.
@@ -36,34 +40,40 @@ pub fn read_memory_parallel(pid: u32, ranges: &[AddressRange], buffer: &mut [u8]
         return read_memory(pid, ranges, buffer);
     }
     checked(pid, ranges, buffer.len())?;
-    // Halves of whole pages, wherever in a range that is.
-    let half = (buffer.len() / 2).next_multiple_of(4096);
-    let (first, second) = split(ranges, half as u64);
-    let (low, high) = buffer.split_at_mut(half);
+    let pieces = Mutex::new(pieces(ranges, buffer).into_iter());
+    let work = || {
+        loop {
+            let next = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((ranges, buffer)) = next else { return Ok(()) };
+            read_memory(pid, &ranges, buffer)?;
+        }
+    };
     std::thread::scope(|scope| {
-        let other = std::thread::Builder::new()
-            .name("ram-copy".to_owned())
-            .spawn_scoped(scope, || read_memory(pid, &second, high))?;
-        let here = read_memory(pid, &first, low);
+        let other = std::thread::Builder::new().name("ram-copy".to_owned()).spawn_scoped(scope, work)?;
+        let here = work();
         let there = other.join().unwrap_or_else(|_panic| Err(io::Error::other("the second copier panicked")));
         here.and(there)
     })
 }
 
-/// The first `bytes` of the ranges, and the rest.
-fn split(ranges: &[AddressRange], bytes: u64) -> (Vec<AddressRange>, Vec<AddressRange>) {
-    let (mut first, mut second, mut left) = (Vec::new(), Vec::new(), bytes);
-    for range in ranges {
-        let cut = range.start + left.min(range.end - range.start);
-        left -= cut - range.start;
-        if range.start < cut {
-            first.push(AddressRange { start: range.start, end: cut });
+/// The buffer in pieces, each with the ranges that it is for, which may begin and end within those given.
+fn pieces<'a>(ranges: &[AddressRange], buffer: &'a mut [u8]) -> Vec<(Vec<AddressRange>, &'a mut [u8])> {
+    let mut rest = ranges.iter().copied().filter(|range| range.start < range.end);
+    let mut current = rest.next();
+    let take = |piece: &'a mut [u8]| {
+        let (mut mine, mut left) = (Vec::new(), piece.len() as u64);
+        while let Some(range) = current.as_mut().filter(|_| left > 0) {
+            let cut = range.start + left.min(range.end - range.start);
+            left -= cut - range.start;
+            mine.push(AddressRange { start: range.start, end: cut });
+            range.start = cut;
+            if cut == range.end {
+                current = rest.next();
+            }
         }
-        if cut < range.end {
-            second.push(AddressRange { start: cut, end: range.end });
-        }
-    }
-    (first, second)
+        (mine, piece)
+    };
+    buffer.chunks_mut(PIECE).map(take).collect()
 }
 
 /// Writes `data` over the ranges one after the other; its length is theirs together.

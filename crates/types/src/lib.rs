@@ -7,6 +7,7 @@ mod egress;
 mod id;
 mod image_config;
 mod name;
+mod quota;
 mod rule;
 mod spec;
 mod time;
@@ -17,11 +18,12 @@ pub use egress::{Cidr, Egress, HostRule};
 pub use id::{ContentId, IdError, LayerId, Nonce, SandboxId, TaskId};
 pub use image_config::{CommandDefaults, ImageConfig};
 pub use name::{Alias, ImageName, NameError, Owner, SandboxName, SecretName, SnapshotName, VolumeName};
+pub use quota::{Counted, Quota};
 pub use rule::{After, ThermalRule, ThermalTimes};
 pub use spec::{
     Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, NetMode, SandboxSpec, SpecLimits,
     StorageLayout, Thermal, check_guest_path,
 };
-pub use time::Timestamp;
+pub use time::{Since, Timestamp};
 pub use unit::{Bytes, Mebibytes, PAGE_SIZE, RamOffset, RamRun};
 pub use volume::{MAX_VOLUMES, MIN_VOLUME, MountPath, VolumeMount, check_mounts, check_volume_size};

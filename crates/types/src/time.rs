@@ -35,9 +35,53 @@ impl TryFrom<String> for Timestamp {
     }
 }
 
+/// From where on somebody wants to know what happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// After the event of that number.
+    Number(u64),
+    /// From that time on.
+    Time(Timestamp),
+}
+
+impl std::str::FromStr for Since {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(number) = text.parse() {
+            return Ok(Self::Number(number));
+        }
+        let time = Timestamp::try_from(text.to_owned());
+        time.map(Self::Time).map_err(|_| {
+            format!("{text:?} is neither the number of an event nor a time such as 2026-11-25T19:00:00Z")
+        })
+    }
+}
+
+impl std::fmt::Display for Since {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Time(time) => time.fmt(f),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_beginning_is_a_number_or_a_time() {
+        assert_eq!("17".parse(), Ok(Since::Number(17)));
+        let time = Since::Time(Timestamp(1_700_000_000_000));
+        for text in ["2023-11-14T22:13:20Z", "2023-11-14T23:13:20+01:00"] {
+            assert_eq!(text.parse(), Ok(time), "{text}");
+        }
+        assert_eq!(time.to_string().parse(), Ok(time));
+        for bad in ["", "-1", "x", "yesterday", "2023-11-14", "18446744073709551616"] {
+            assert!(bad.parse::<Since>().is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn timestamps_survive_being_written_down() {

@@ -28,7 +28,7 @@ use crate::spec::{DiskFile, MachineSpec, Nic};
 use crate::volumes;
 
 /// Node and device of the config drive.
-const CONFIG_NODE: &str = "config";
+pub(crate) const CONFIG_NODE: &str = "config";
 /// The console's ring buffer.
 pub(crate) const CONSOLE: &str = "console";
 /// How much of the console the VMM keeps; a power of two.
@@ -54,6 +54,18 @@ impl MachineSpec {
     /// # Errors
     /// `Refused`: a path that is not UTF-8, which QEMU's JSON cannot carry.
     pub fn argv(&self) -> Result<Vec<OsString>> {
+        let root = self.root.is_some().then_some(ROOT_NODE);
+        let config = self.config.is_some().then_some(CONFIG_NODE);
+        self.argv_over(&self.block_nodes()?, root, config)
+    }
+
+    /// The same over other block nodes, with the names of those that the root disk and the config drive are made of.
+    pub(crate) fn argv_over(
+        &self,
+        nodes: &[Value],
+        root: Option<&str>,
+        config: Option<&str>,
+    ) -> Result<Vec<OsString>> {
         let mut args = Args::default();
         args.flag("-nodefaults").flag("-no-user-config").pair("-display", "none");
         args.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
@@ -82,14 +94,14 @@ impl MachineSpec {
         args.pair("-mon", "chardev=qmp,mode=control");
         // Sockets are made in this order: once this one is there, QMP's is listening.
         args.pair("-chardev", format!("socket,id=agent,path={AGENT_SOCKET},server=on,wait=off"));
-        for node in self.block_nodes()? {
+        for node in nodes {
             args.pair("-blockdev", node.to_string());
         }
-        if self.root.is_some() {
-            args.pair("-device", disk(ROOT_NODE, 0x2));
+        if let Some(node) = root {
+            args.pair("-device", disk(ROOT_NODE, node, 0x2));
         }
-        if self.config.is_some() {
-            args.pair("-device", disk(CONFIG_NODE, 0x3));
+        if let Some(node) = config {
+            args.pair("-device", disk(CONFIG_NODE, node, 0x3));
         }
         args.pair("-device", "virtio-serial-pci,id=serial,bus=pcie.0,addr=0x4,disable-legacy=on,max_ports=2");
         args.pair("-device", "virtserialport,id=agent,bus=serial.0,nr=1,chardev=agent,name=bhatti.agent");
@@ -181,7 +193,7 @@ impl MachineSpec {
         words.join(" ")
     }
 
-    fn block_nodes(&self) -> Result<Vec<Value>> {
+    pub(crate) fn block_nodes(&self) -> Result<Vec<Value>> {
         let mut nodes = Vec::new();
         if let Some(root) = &self.root {
             nodes.extend(nodes::root_disk(root)?);
@@ -196,9 +208,9 @@ impl MachineSpec {
     }
 }
 
-fn disk(name: &str, slot: u8) -> String {
+fn disk(name: &str, node: &str, slot: u8) -> String {
     format!(
-        "virtio-blk-pci,id={name},bus=pcie.0,addr={slot:#x},drive={name},serial={name},disable-legacy=on,num-queues=1"
+        "virtio-blk-pci,id={name},bus=pcie.0,addr={slot:#x},drive={node},serial={name},disable-legacy=on,num-queues=1"
     )
 }
 
@@ -226,7 +238,10 @@ mod tests {
     use std::path::PathBuf;
 
     fn golden(name: &str, spec: &MachineSpec) {
-        let argv = spec.argv().unwrap();
+        golden_argv(name, spec.argv().unwrap());
+    }
+
+    fn golden_argv(name: &str, argv: Vec<OsString>) {
         let lines: Vec<_> = argv.iter().map(|arg| arg.to_str().unwrap()).collect();
         let text = lines.join("\n") + "\n";
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -254,6 +269,7 @@ mod tests {
             spec.root = Some(RootDisk { top: DiskFile::raw("rootfs.ext4"), below: Vec::new() });
             spec.ram_base_writable = true;
             golden(&format!("{arch}-{accel}-incoming.argv"), &spec);
+            golden_argv(&format!("{arch}-{accel}-blank.argv"), spec.blank().unwrap().argv().unwrap());
         }
         let mut spec = testing::spec(Arch::Amd64, Accel::Tcg);
         let volume = |port, read_only| VolumeDisk {

@@ -1,6 +1,7 @@
 //! Virtual machines as processes: QEMU started, spoken to, its guest's RAM read and written from outside.
 
 mod argv;
+mod blank;
 mod codec;
 mod disk;
 mod error;
@@ -14,8 +15,10 @@ mod qmp;
 mod ram;
 mod reference;
 mod spec;
+mod touched;
 mod volumes;
 
+pub use blank::Blank;
 pub use disk::{Folded, NextTop};
 pub use error::{Error, ErrorKind, Result};
 pub use host::{
@@ -28,4 +31,5 @@ pub use ram::GuestRam;
 pub use spec::{DiskFile, DiskFormat, MachineSpec, Nic, RootDisk, VolumeDisk, cpu_model};
 pub use sys::host_buffer::PageBuffer;
 pub use sys::host_open_files::OpenFiles;
+pub use touched::{Extent, Looker, ReadAhead, Touched};
 pub use volumes::volume_serial;

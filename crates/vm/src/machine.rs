@@ -7,6 +7,7 @@
 //! ```
 //! From every state `kill`, and from every state the process may die by itself: `exited()`, `ended()`.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::future::Future;
 use std::io::Seek as _;
@@ -84,7 +85,7 @@ pub struct Machine {
 pub(crate) struct Inner {
     dir: PathBuf,
     sockets: ProcFdPath,
-    process: Pidfd,
+    pub(crate) process: Pidfd,
     gone: watch::Receiver<bool>,
     pub(crate) qmp: Qmp,
     base: Base,
@@ -136,11 +137,23 @@ impl Machine {
         lock: File,
         line: Option<OwnedFd>,
     ) -> Result<Self> {
+        Self::start(qemu, spec, spec.argv()?, dir, lock, line).await
+    }
+
+    /// As [`launch_on_line`](Self::launch_on_line), with a command line that was made from `spec`.
+    pub(crate) async fn start(
+        qemu: &Qemu,
+        spec: &MachineSpec,
+        argv: Vec<OsString>,
+        dir: &Path,
+        lock: File,
+        line: Option<OwnedFd>,
+    ) -> Result<Self> {
         const OP: &str = "starting the VMM";
         let launched = async {
             let base = Base::of(dir, &spec.ram_base, spec.memory.bytes().0)?;
             let sockets = open_directory(OP, dir)?;
-            let mut starting = process::start(qemu, spec, dir, lock, line)?;
+            let mut starting = process::start(qemu, argv, dir, lock, line)?;
             starting.listening(dir).await?;
             let started: Result<_> = async {
                 let (qmp, pid) = converse(OP, &sockets).await?;

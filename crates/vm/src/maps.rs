@@ -4,14 +4,14 @@ use sys::host_pagemap::AddressRange;
 
 /// One line of `/proc/PID/maps` (proc(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Mapping<'a> {
-    range: AddressRange,
+pub(crate) struct Mapping<'a> {
+    pub(crate) range: AddressRange,
     writable: bool,
     private: bool,
-    offset: u64,
+    pub(crate) offset: u64,
     device: &'a str,
-    inode: u64,
-    path: &'a str,
+    pub(crate) inode: u64,
+    pub(crate) path: &'a str,
 }
 
 /// A piece of RAM: `len` bytes from `offset` on lie at `address`.
@@ -67,6 +67,14 @@ pub(crate) fn find_ram(maps: &str, inode: u64, file_name: &str, len: u64) -> Opt
     };
     one_cover(candidates.iter().filter(by_inode), len)
         .or_else(|| one_cover(candidates.iter().filter(by_name), len))
+}
+
+/// The mappings of files that still have their name.
+pub(crate) fn of_files(maps: &str) -> impl Iterator<Item = Mapping<'_>> {
+    let named = |mapping: &Mapping<'_>| {
+        mapping.inode != 0 && mapping.path.starts_with('/') && !mapping.path.ends_with(" (deleted)")
+    };
+    maps.lines().filter_map(parse_line).filter(named)
 }
 
 fn one_cover<'a>(mappings: impl Iterator<Item = &'a Mapping<'a>>, len: u64) -> Option<Vec<Area>> {

@@ -1,5 +1,6 @@
 //! The VMM's process: started with nothing of the daemon's but what it needs, waited for without polling.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::mem::MaybeUninit;
@@ -13,9 +14,9 @@ use sys::host_process::{Pidfd, allow_trace_by_same_user};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use crate::Qemu;
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{AGENT_SOCKET, VMM_LOG};
-use crate::{MachineSpec, Qemu};
 
 /// How much of the VMM's standard error goes into a message.
 const LOG_TAIL: u64 = 4096;
@@ -32,14 +33,13 @@ pub(crate) struct Starting {
 /// standard input is `lock`, standard output `line`, standard error the log; every other descriptor of the daemon is closed on exec.
 pub(crate) fn start(
     qemu: &Qemu,
-    spec: &MachineSpec,
+    argv: Vec<OsString>,
     dir: &Path,
     lock: File,
     line: Option<OwnedFd>,
 ) -> Result<Starting> {
     const OP: &str = "starting the VMM";
     let here = || dir.display().to_string();
-    let argv = spec.argv()?;
     let log = File::create(dir.join(VMM_LOG)).map_err(|error| Error::io(OP, here(), error))?;
     // Watching begins before the program does, so the socket's appearance cannot be missed.
     let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;

@@ -24,6 +24,9 @@ pub struct Options {
     /// Not the tests that boot guests.
     #[arg(long)]
     skip_vm: bool,
+    /// The tests that take minutes each, on real guests, and nothing else.
+    #[arg(long, conflicts_with = "skip_vm")]
+    long: bool,
     /// Only remove what an earlier run has left.
     #[arg(long)]
     sweep: bool,
@@ -48,7 +51,7 @@ pub fn run(steps: &Steps, options: &Options) {
                    NO_ROOT=1) to test on this checkout's filesystem only";
         steps.fail("the filesystem matrix", why);
     }
-    if !options.skip_check {
+    if !options.skip_check && !options.long {
         check::run(steps);
     }
     // With all tests and not by itself: one package alone has fewer features in its dependencies, which would be built twice.
@@ -59,7 +62,9 @@ pub fn run(steps: &Steps, options: &Options) {
         )
     });
     // Tests without guests.
-    nextest(steps, options, "default", "here", &[], &[]);
+    if !options.long {
+        nextest(steps, options, "default", "here", &[], &[]);
+    }
 
     // One kernel, initramfs and image for all tests with guests.
     let data = target.join("test-data");
@@ -82,7 +87,12 @@ pub fn run(steps: &Steps, options: &Options) {
             )
         });
     if root && !options.no_root {
-        let kinds = if options.on.is_empty() { &Kind::ALL[..] } else { &options.on };
+        let kinds = match &options.on[..] {
+            // How long a sandbox is idle depends on no filesystem.
+            [] if options.long => &Kind::ALL[..1],
+            [] => &Kind::ALL[..],
+            on => on,
+        };
         for (number, &kind) in kinds.iter().enumerate() {
             on_filesystem(steps, options, kind, &below, &data, vm, number == 0);
         }
@@ -120,7 +130,9 @@ fn on_filesystem(
 }
 
 fn suites(steps: &Steps, options: &Options, place: &str, root: &Path, data: &Path, vm: bool, first: bool) {
-    nextest(steps, options, "fs", place, &[("BHATTI_TEST_ROOT", root.as_os_str())], &[]);
+    if !options.long {
+        nextest(steps, options, "fs", place, &[("BHATTI_TEST_ROOT", root.as_os_str())], &[]);
+    }
     if !vm {
         return;
     }
@@ -146,6 +158,10 @@ fn suites(steps: &Steps, options: &Options, place: &str, root: &Path, data: &Pat
         ("BHATTI_TEST_QEMU_OLDER", older.as_os_str()),
         ("BHATTI_TEST_QEMU", newer.as_os_str()),
     ];
+    if options.long {
+        nextest(steps, options, "long", place, &env, &[]);
+        return;
+    }
     // What depends on no filesystem and takes minutes is run on the first one only.
     let filter: &[&str] = if first { &[] } else { &["-E", ONCE] };
     nextest(steps, options, "vm", place, &env, filter);

@@ -47,7 +47,7 @@ pub(super) fn measure(bed: &Bed<'_>, _across: &mut Across) -> Result<Found> {
     );
     drop(volume);
     bed.daemon.remove("/volumes/bench")?;
-    std::fs::remove_dir_all(bed.daemon.data_dir().join("backups")).during("removing the backups")?;
+    bed.drop_backups()?;
     Ok(Found { rows, notes: vec![note] })
 }
 

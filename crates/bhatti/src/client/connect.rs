@@ -12,6 +12,7 @@ use hyper::http::request;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use types::Owner;
 
 use super::{Body, broke_off};
 use crate::args::Global;
@@ -43,6 +44,8 @@ impl fmt::Display for Place {
 pub struct Daemon {
     places: Vec<Place>,
     token: Option<String>,
+    /// Whom to act for.
+    owner: Option<Owner>,
 }
 
 impl fmt::Display for Daemon {
@@ -60,7 +63,9 @@ impl Daemon {
             Some(url) => vec![parse_url(url)?],
             None => vec![Place::Unix(data_dir.join("bhatti.sock")), Place::Tcp(DEFAULT_AUTHORITY.to_owned())],
         };
-        let here = places.iter().all(Place::is_here);
+        // Another daemon's socket needs no key, and would not know this one.
+        let elsewhere = global.url.is_some() && matches!(places.as_slice(), [Place::Unix(_)]);
+        let here = !elsewhere && places.iter().all(Place::is_here);
         let token = match &global.token {
             Some(token) if !token.is_empty() => Some(token.trim().to_owned()),
             // This host's key is no business of another host.
@@ -69,7 +74,7 @@ impl Daemon {
             }
             _ => None,
         };
-        Ok(Self { places, token })
+        Ok(Self { places, token, owner: global.owner.clone() })
     }
 
     /// A request to be completed: its line, host and key.
@@ -78,6 +83,10 @@ impl Daemon {
             Place::Tcp(authority) => Some(authority.as_str()),
             Place::Unix(_) => None,
         });
+        let path = match &self.owner {
+            Some(owner) => format!("{path}{}owner={owner}", if path.contains('?') { '&' } else { '?' }),
+            None => path.to_owned(),
+        };
         let request = hyper::Request::builder()
             .method(method)
             .uri(path)
@@ -189,7 +198,13 @@ mod tests {
     use super::*;
 
     fn global(url: Option<&str>, dir: &Path) -> Global {
-        Global { json: false, url: url.map(str::to_owned), token: None, data_dir: Some(dir.to_owned()) }
+        Global {
+            json: false,
+            url: url.map(str::to_owned),
+            token: None,
+            owner: None,
+            data_dir: Some(dir.to_owned()),
+        }
     }
 
     #[test]
@@ -210,6 +225,7 @@ mod tests {
         std::fs::write(dir.path().join("admin.key"), "bht_x\n").unwrap();
         let token = |url| Daemon::find(&global(url, dir.path())).unwrap().token;
         assert_eq!(token(None).as_deref(), Some("bht_x"));
+        assert_eq!(token(Some("unix:/run/other.sock")), None);
         assert_eq!(token(Some("http://localhost:9")).as_deref(), Some("bht_x"));
         assert_eq!(token(Some("http://[::1]:9")).as_deref(), Some("bht_x"));
         assert_eq!(token(Some("http://10.0.0.1:9")), None);

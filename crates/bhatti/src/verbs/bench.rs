@@ -21,6 +21,7 @@ pub async fn bench(global: &Global, asked: args::Bench) -> Result<u8> {
         BenchSuite::Wake => vec![Suite::Wake],
         BenchSuite::Exec => vec![Suite::Exec],
         BenchSuite::Density => vec![Suite::Density],
+        BenchSuite::Snapshot => vec![Suite::Snapshot],
         BenchSuite::Storage => vec![Suite::Storage],
         BenchSuite::Images => vec![Suite::Images],
         BenchSuite::All => {

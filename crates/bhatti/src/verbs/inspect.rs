@@ -31,10 +31,11 @@ pub async fn list(client: &Client, json: bool, asked: args::List) -> Result<u8> 
         return Ok(0);
     }
     let now = Timestamp::now();
+    let others = sandboxes.iter().any(|sandbox| sandbox.owner != "admin");
     let rows: Vec<_> = sandboxes
         .into_iter()
         .map(|sandbox| {
-            vec![
+            let mut row = vec![
                 sandbox.name,
                 sandbox.id,
                 sandbox.image,
@@ -43,10 +44,13 @@ pub async fn list(client: &Client, json: bool, asked: args::List) -> Result<u8> 
                 table::mebibytes(sandbox.memory_mb),
                 table::age(&sandbox.created_at, now),
                 table::labels(&sandbox.labels),
-            ]
+            ];
+            row.extend(others.then_some(sandbox.owner));
+            row
         })
         .collect();
-    let header = ["NAME", "ID", "IMAGE", "STATUS", "CPUS", "MEMORY", "AGE", "LABELS"];
+    let mut header = vec!["NAME", "ID", "IMAGE", "STATUS", "CPUS", "MEMORY", "AGE", "LABELS"];
+    header.extend(others.then_some("OWNER"));
     output::bytes(table::render(&header, &rows).as_bytes());
     Ok(0)
 }

@@ -88,6 +88,19 @@ fn a_rebuild_that_fails_leaves_the_old_rows() {
 }
 
 #[test]
+fn events_from_a_time_on_are_found_by_number() {
+    let (_dir, mut index) = fresh();
+    assert_eq!(index.last_event_before(Timestamp(0)).unwrap(), 0);
+    // The clock is set back once.
+    for at in [10, 20, 15, 30] {
+        index.append_event(&NewEvent { at: Timestamp(at), ..event("admin", 1) }).unwrap();
+    }
+    for (at, before) in [(0, 0), (10, 0), (11, 1), (20, 1), (21, 3), (30, 3), (31, 4)] {
+        assert_eq!(index.last_event_before(Timestamp(at)).unwrap(), before, "{at}");
+    }
+}
+
+#[test]
 fn events_are_numbered_filtered_and_bounded() {
     let (dir, mut index) = fresh();
     index.events_kept = 10;

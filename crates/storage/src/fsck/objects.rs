@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use types::{Arch, Bytes, ContentId, ImageName, LayerId, Mebibytes, StorageLayout, Timestamp};
+use types::{Bytes, ContentId, LayerId, Mebibytes, StorageLayout, Timestamp};
 
 use super::qcow2::Qcow2;
 use super::repair::{Guard, Step};
@@ -92,7 +92,7 @@ impl Check<'_> {
 
     /// The name for people is a second one of the content.
     fn image_name(&mut self, record: &ImageRecord) {
-        let link = self.store.layout().image_link(&record.name, record.arch);
+        let link = self.store.layout().image_link(record.owner.as_ref(), &record.name, record.arch);
         let object = self.store.layout().object(&record.id);
         let inode = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
         let Some(content) = inode(&object) else { return };
@@ -104,19 +104,21 @@ impl Check<'_> {
         } else {
             "the name for people is missing"
         };
-        let repair = Step::Relink { name: record.name.clone(), arch: record.arch, id: record.id.clone() };
-        self.findings
-            .push(Finding::warning(Subject::Image(record.name.to_string()), link, what).repair(repair));
+        let called = match &record.owner {
+            Some(owner) => format!("{owner}/{}", record.name),
+            None => record.name.to_string(),
+        };
+        let repair = Step::Relink(Box::new(record.clone()));
+        self.findings.push(Finding::warning(Subject::Image(called), link, what).repair(repair));
     }
 
     /// A damaged or missing record can be made again from the name that lies beside it.
     fn record_from_link(&self, record: &Path, kind: ErrorKind) -> Option<Repair> {
-        let (name, arch) = record.file_stem()?.to_str()?.strip_prefix("rootfs-")?.rsplit_once('-')?;
-        let (name, arch): (ImageName, Arch) = (name.parse().ok()?, arch.parse().ok()?);
+        let (owner, name, arch) = crate::layout::image_of_stem(record.file_stem()?.to_str()?)?;
         if !matches!(kind, ErrorKind::Corrupt | ErrorKind::NotFound) {
             return None;
         }
-        let link = fs::metadata(self.store.layout().image_link(&name, arch)).ok()?;
+        let link = fs::metadata(self.store.layout().image_link(owner.as_ref(), &name, arch)).ok()?;
         let objects = self.store.layout().objects();
         let same = |id: &ContentId| {
             fs::metadata(self.store.layout().object(id))
@@ -124,7 +126,7 @@ impl Check<'_> {
         };
         let names = self.store.names_in(&objects).ok()?;
         let id = names.iter().filter_map(|name| crate::gc::id_of(name, ".ext4")).find(same)?;
-        Some(Repair(Step::RestoreRecord { record: record.to_owned(), name, arch, id }))
+        Some(Repair(Step::RestoreRecord { record: record.to_owned(), owner, name, arch, id }))
     }
 
     /// Kernels that are current, or that something boots.
@@ -457,7 +459,7 @@ impl Check<'_> {
 
 /// The record as it is now, if it is still the one that was read.
 fn same_record(check: &Check<'_>, record: &ImageRecord) -> Option<ImageRecord> {
-    let now = check.store.images().resolve(&record.name, record.arch).ok()?;
+    let now = check.store.images().resolve_of(record.owner.as_ref(), &record.name, record.arch).ok()?;
     (now == *record).then_some(now)
 }
 

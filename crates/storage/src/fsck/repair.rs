@@ -15,6 +15,7 @@ use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::freeze;
 use crate::gc::{self, Company};
+use crate::image::ImageRecord;
 use crate::layout;
 use crate::lock;
 use crate::manifest::LayerRef;
@@ -42,9 +43,9 @@ pub(super) enum Step {
     /// A layer gets another checksum in place of an unreadable one.
     Reseal(LayerRef),
     /// An image's name shows its content again.
-    Relink { name: ImageName, arch: Arch, id: ContentId },
+    Relink(Box<ImageRecord>),
     /// An image's record is made again from its name and its content.
-    RestoreRecord { record: PathBuf, name: ImageName, arch: Arch, id: ContentId },
+    RestoreRecord { record: PathBuf, owner: Option<Owner>, name: ImageName, arch: Arch, id: ContentId },
     /// A volume's record is made again from its name.
     RestoreVolumeRecord { owner: Owner, name: VolumeName },
     /// Mode 0444.
@@ -75,7 +76,7 @@ impl Repair {
             Step::FinishFreeze(_) => "finishes it",
             Step::Seal(_) => "gives it its checksum",
             Step::Reseal(_) => "moves the seal to quarantine/ and makes it anew",
-            Step::Relink { .. } => "makes the name anew",
+            Step::Relink(_) => "makes the name anew",
             Step::RestoreRecord { .. } => "makes the record anew from the image's name and content",
             Step::RestoreVolumeRecord { .. } => "makes the record anew from the volume's name",
             Step::ReadOnly(_) => "makes it read-only",
@@ -147,19 +148,20 @@ impl Mender<'_> {
                 self.store.layers().seal(layer)?;
                 Ok(format!("it has a new checksum; the old one is in {kept}"))
             }
-            Step::Relink { name, arch, id } => {
-                self.alone_with(&layout.image_link(name, *arch))?;
-                let record = self.store.images().resolve(name, *arch)?;
-                if record.id != *id {
+            Step::Relink(was) => {
+                let (owner, name, arch) = (was.owner.as_ref(), &was.name, was.arch);
+                self.alone_with(&layout.image_link(owner, name, arch))?;
+                let record = self.store.images().resolve_of(owner, name, arch)?;
+                if record.id != was.id {
                     return Err(refused(
-                        &layout.image_record(name, *arch),
+                        &layout.image_record(owner, name, arch),
                         "it names another content by now",
                     ));
                 }
                 self.store.images().relink(&record)?;
                 Ok("the name is made anew".to_owned())
             }
-            Step::RestoreRecord { record, name, arch, id } => {
+            Step::RestoreRecord { record, owner, name, arch, id } => {
                 self.alone_with(record)?;
                 let object = layout.object(id);
                 let file = File::open(&object).map_err(|error| Error::io("open", &object, error))?;
@@ -170,7 +172,7 @@ impl Mender<'_> {
                     true => Some(self.quarantine(&format!("record-{name}-{arch}"), record, finding)?),
                     false => None,
                 };
-                self.store.images().restore_record(name, *arch, id)?;
+                self.store.images().restore_record(owner.as_ref(), name, *arch, id)?;
                 let kept = kept.map_or(String::new(), |kept| format!("; the old one is in {kept}"));
                 Ok(format!("the record is made anew{kept}"))
             }

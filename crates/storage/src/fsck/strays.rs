@@ -108,13 +108,14 @@ impl Check<'_> {
 
     /// Files in sandboxes' directories that bhatti does not make are told and left alone.
     fn in_sandboxes(&mut self) -> Result<()> {
-        const KNOWN: [&str; 8] = [
+        const KNOWN: [&str; 9] = [
             layout::MANIFEST,
             layout::CONFIG_DRIVE,
             layout::MEM_SNAP,
             layout::VM_SNAP,
             layout::VMM_LOG,
             layout::NET_LOG,
+            layout::WAKE_SET,
             layout::QMP_SOCKET,
             layout::AGENT_SOCKET,
         ];

@@ -89,7 +89,10 @@ pub(crate) fn write(
     };
     let (bytes, checksum) = header.encode().ok_or_else(too_big)?;
     durable::write_at(staged.file(), path, 0, &bytes)?;
-    staged.file().set_len(header.file_len()).map_err(|error| Error::io("write", path, error))?;
+    // First to its data's end: what xfs allocated ahead of the writes is freed, and does not become part of the file.
+    for len in [done.end, header.file_len()] {
+        staged.file().set_len(len).map_err(|error| Error::io("write", path, error))?;
+    }
     let stats = MemoryStats {
         private: Bytes(private_pages * PAGE_SIZE),
         zero: Bytes(zero_pages * PAGE_SIZE),

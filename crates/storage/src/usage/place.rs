@@ -131,7 +131,7 @@ fn of_file(name: &str, thing: &Thing) -> UsageKind {
         layout::MEM_SNAP => UsageKind::Memory,
         layout::VM_SNAP => UsageKind::Devices,
         layout::CONFIG_DRIVE => UsageKind::Config,
-        layout::VMM_LOG | layout::NET_LOG => UsageKind::Log,
+        layout::VMM_LOG | layout::NET_LOG | layout::WAKE_SET => UsageKind::Log,
         layout::RAM_BASE => UsageKind::Base,
         _ if name.ends_with(".json") => UsageKind::Record,
         "rootfs.qcow2" | "rootfs.ext4" => UsageKind::RootDisk,
