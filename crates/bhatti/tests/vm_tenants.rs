@@ -22,10 +22,10 @@ fn a_users_machines_are_theirs_and_no_more_than_they_may_have() {
     host.ok(&["--token", &alice, "create", "--name", "web"]);
     host.ok(&["--token", &bob, "create", "--name", "web"]);
     for (token, owner) in [(&alice, "alice"), (&bob, "bob")] {
-        host.ok(&["--token", token, "exec", "web", "--", "sh", "-c", &format!("echo {owner} > /root/me")]);
+        host.ok(&["--token", token, "exec", "web", "--", "sh", "-c", &format!("echo {owner} > /tmp/me")]);
     }
-    assert_eq!(host.ok(&["--token", &alice, "exec", "web", "--", "cat", "/root/me"]), "alice\n");
-    assert_eq!(host.ok(&["--owner", "bob", "exec", "web", "--", "cat", "/root/me"]), "bob\n");
+    assert_eq!(host.ok(&["--token", &alice, "exec", "web", "--", "cat", "/tmp/me"]), "alice\n");
+    assert_eq!(host.ok(&["--owner", "bob", "exec", "web", "--", "cat", "/tmp/me"]), "bob\n");
     let of_bob = host.json(&["--token", &bob, "inspect", "web"])["id"].as_str().unwrap().to_owned();
     for which in [of_bob.as_str(), &of_bob[..8]] {
         host.refused(&["--token", &alice, "exec", which, "--", "true"], 1, &["there is no sandbox"]);
@@ -50,7 +50,7 @@ fn a_users_machines_are_theirs_and_no_more_than_they_may_have() {
     host.kill_daemon();
     host.start_daemon();
     host.refused(&["--token", &alice, "exec", "web", "--", "true"], 1, &memory);
-    assert_eq!(host.ok(&["--token", &alice, "exec", "second", "--", "cat", "/root/me"]), "alice\n");
+    assert_eq!(host.ok(&["--token", &alice, "exec", "second", "--", "cat", "/tmp/me"]), "alice\n");
 
     // A key that is rotated cuts what flows through it.
     let follow = ["--token", &alice, "exec", "second", "--", "sh", "-c", "echo begun; exec sleep 600"];
