@@ -26,7 +26,8 @@ async fn a_guest_wakes_in_a_machine_that_was_blank_and_keeps_its_disks() {
 
         let spec = home.spec(&qemu, true);
         let blank = spec.blank().unwrap();
-        let machine = Machine::launch_blank(&qemu, &blank, &home.dir, home.lock().unwrap(), None).await.unwrap();
+        let machine =
+            Machine::launch_blank(&qemu, &blank, &home.dir, home.lock().unwrap(), None).await.unwrap();
         assert_eq!(machine.status().await.unwrap(), Status::Incoming);
         // It holds the lock that it was given, and nobody's disk.
         assert!(home.lock().is_err());
