@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use guest::{AttachOptions, ExecEvent, Guest};
 use storage::{KernelRecord, Store, layout};
 use types::{Accel, Arch, ContentId, Mebibytes, StorageLayout};
-use vm::{DiskFile, Machine, MachineSpec, Qemu, RootDisk};
+use vm::{DiskFile, Machine, MachineSpec, Nic, Qemu, RootDisk};
 
 use crate::error::{During as _, Error, Result};
 use crate::pages::Pages;
@@ -136,7 +136,8 @@ impl Reference {
             memory,
             ram_base: self.store.ram_base(&template.ram_base(), memory).during("looking for a RAM base")?,
             root: Some(root),
-            nic: None,
+            // The state that is loaded has one.
+            nic: Some(Nic::Nothing),
             tsc_khz: None,
             ..self.spec(true)?
         };

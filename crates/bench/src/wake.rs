@@ -69,8 +69,8 @@ pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>
 }
 
 fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &Result<()>) -> Result<Found> {
-    daemon.post("/sandboxes", &json!({ "name": "wakes", "memory_mb": MEMORY.0 }))?;
-    daemon.exec("wakes", &["true"])?;
+    make(daemon)?;
+    until_noted(daemon)?;
     let reference = Reference::new(daemon.data_dir())?;
     let mut seen = Wakes::default();
     for run in 1..=options.runs {
@@ -89,6 +89,7 @@ fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &
     }
     daemon.delete("wakes")?;
     let ahead = ahead(options, progress, may_drop)?;
+    let read_ahead = read_ahead(options, progress, may_drop)?;
     let (cold, ahead_cold) = match may_drop {
         Ok(()) => (
             Row::new("wake, 1024 MiB, cold page cache", "ms", seen.cold.clone())
@@ -102,7 +103,7 @@ fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &
             Row::missing("the same, VMM started ahead", error),
         ),
     };
-    Ok(Found {
+    let mut found = Found {
         rows: vec![
             Row::new("wake, 1024 MiB, hot page cache", "ms", seen.hot.clone())
                 .against("bare VMM, load, first exec", seen.floor)
@@ -123,15 +124,18 @@ fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &
             format!("wake with cold page cache, VMM started ahead: {}", ahead.of_cold),
             format!("wake under traffic: {}", seen.of_traffic),
         ],
-    })
+    };
+    found.rows.extend(read_ahead.rows);
+    found.notes.extend(read_ahead.notes);
+    Ok(found)
 }
 
 /// Wakes in a VMM that was started ahead. Not in turn with the others: a VMM that waits keeps in memory what another one
 /// would have to read.
 fn ahead(options: &Options, progress: Progress<'_>, may_drop: &Result<()>) -> Result<Wakes> {
     let daemon = Daemon::start_with(options, data::linked(options)?, &["--spare-vmms", "1"], progress)?;
-    daemon.post("/sandboxes", &json!({ "name": "wakes", "memory_mb": MEMORY.0 }))?;
-    daemon.exec("wakes", &["true"])?;
+    make(&daemon)?;
+    until_noted(&daemon)?;
     let mut seen = Wakes::default();
     for run in 1..=options.runs {
         progress.step(&format!("wakes with a VMM started ahead: run {run} of {}", options.runs))?;
@@ -143,6 +147,69 @@ fn ahead(options: &Options, progress: Progress<'_>, may_drop: &Result<()>) -> Re
     }
     daemon.delete("wakes")?;
     Ok(seen)
+}
+
+/// Wakes with nothing read ahead, with what the wake before touched, and with every file of which it touched a page, in
+/// turn: each by a daemon of its own, whose sandbox sleeps while others are looked at.
+fn read_ahead(options: &Options, progress: Progress<'_>, may_drop: &Result<()>) -> Result<Found> {
+    const WAYS: [(&str, &str); 3] = [
+        ("off", "nothing read ahead"),
+        ("auto", "what the wake before touched read ahead"),
+        ("all", "every file that it touched read ahead, whole"),
+    ];
+    let mut series = Vec::new();
+    for (way, _) in WAYS {
+        let daemon = Daemon::start_with(options, data::linked(options)?, &["--prefetch", way], progress)?;
+        make(&daemon)?;
+        if way != "off" {
+            until_noted(&daemon)?;
+        }
+        daemon.post("/sandboxes/wakes/stop", &json!({}))?;
+        series.push((daemon, Wakes::default()));
+    }
+    for run in 1..=options.runs {
+        progress.step(&format!("wakes with and without reading ahead: run {run} of {}", options.runs))?;
+        for (daemon, seen) in &mut series {
+            seen.hot.push(wake(daemon, || Ok(()), &mut seen.of_hot)?);
+            if may_drop.is_ok() {
+                seen.cold.push(wake(daemon, drop_page_cache, &mut seen.of_cold)?);
+            }
+            daemon.post("/sandboxes/wakes/stop", &json!({}))?;
+        }
+    }
+    let mut found = Found { rows: Vec::new(), notes: Vec::new() };
+    let (none_hot, none_cold) = (series[0].1.hot.clone(), series[0].1.cold.clone());
+    for ((_, what), (_, seen)) in WAYS.iter().zip(&series) {
+        found.notes.push(format!("wake with cold page cache, {what}: {}", seen.of_cold));
+    }
+    for ((_, what), (_, seen)) in WAYS.into_iter().zip(series).skip(1) {
+        let row = |cache: &str, sample, none: &Sample| {
+            Row::new(format!("wake, {cache} page cache, {what}"), "ms", sample)
+                .against("nothing read ahead", none.clone())
+        };
+        found.rows.push(row("hot", seen.hot, &none_hot));
+        if may_drop.is_ok() {
+            found.rows.push(row("cold", seen.cold, &none_cold));
+        }
+    }
+    Ok(found)
+}
+
+/// The sandbox `wakes`, which has run a command.
+fn make(daemon: &Daemon) -> Result<()> {
+    daemon.post("/sandboxes", &json!({ "name": "wakes", "memory_mb": MEMORY.0 }))?;
+    daemon.exec("wakes", &["true"]).map(drop)
+}
+
+/// Wakes it, and waits until what that touched was written down, which the daemon does when nobody asks for it.
+fn until_noted(daemon: &Daemon) -> Result<()> {
+    daemon.post("/sandboxes/wakes/stop", &json!({}))?;
+    daemon.exec("wakes", &["true"])?;
+    let (set, began) = (daemon.sandbox_dir("wakes")?.join(storage::layout::WAKE_SET), Instant::now());
+    while !set.exists() {
+        wait_a_little(began, "what a wake touched to be written down")?;
+    }
+    Ok(())
 }
 
 /// Puts the sandbox `wakes` to sleep, does `before`, and asks for a command.
