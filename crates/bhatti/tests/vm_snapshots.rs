@@ -26,7 +26,9 @@ fn ram(host: &TestHost, sandbox: &str) -> (String, String) {
     let file = host.sh(sandbox, "cat /dev/shm/nonce");
     let held = host.sh(
         sandbox,
-        "rm -f /dev/shm/held; until [ -s /dev/shm/held ]; do sleep 0.02; done; cat /dev/shm/held",
+        // The shell empties the file before it writes it: what counts is what one read gave.
+        "rm -f /dev/shm/held; until held=$(cat /dev/shm/held 2>/dev/null) && [ -n \"$held\" ]; \
+         do sleep 0.02; done; echo $held",
     );
     (file, held)
 }
