@@ -151,6 +151,9 @@ pub struct MemoryRecord {
     pub vm_blake3: ContentId,
     /// Size of `vm.snap`.
     pub vm_bytes: Bytes,
+    /// Size of the device state in it, when it is packed (zstd); since version 6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm_unpacked_bytes: Option<Bytes>,
     /// Whether the agent had detached cleanly, so that the channel holds no half frame.
     pub detached: bool,
 }
@@ -363,7 +366,8 @@ mod tests {
                 mem_header_blake3: id(5),
                 mem_content_bytes: Bytes(351_232),
                 vm_blake3: id(6),
-                vm_bytes: Bytes(127_110),
+                vm_bytes: Bytes(9_110),
+                vm_unpacked_bytes: Some(Bytes(127_110)),
                 detached: true,
             }),
         }
@@ -376,7 +380,12 @@ mod tests {
     /// Release by release, the files that were once written are read. `BHATTI_WRITE_GOLDEN=1` writes a missing one.
     #[test]
     fn manifests_of_every_version_are_still_read_and_the_present_one_is_written_alike() {
-        let fifth_sample = || Manifest { net: None, ..sample() };
+        let plain = |memory: MemoryRecord| MemoryRecord {
+            vm_bytes: Bytes(127_110),
+            vm_unpacked_bytes: None,
+            ..memory
+        };
+        let fifth_sample = || Manifest { net: None, memory: sample().memory.map(plain), ..sample() };
         let fourth_sample = || Manifest { secrets: Vec::new(), ..fifth_sample() };
         let third_sample = || Manifest { thermal: ThermalRule::default(), ..fourth_sample() };
         let golden = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);

@@ -8,9 +8,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use types::{Bytes, ContentId, SandboxId, StorageLayout};
+use types::{SandboxId, StorageLayout};
 
 use crate::clone::{CloneReport, clone_file};
+use crate::devices::{self, Packed, content_of};
 use crate::durable::{self, Staged, StagedDir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::ImageRecord;
@@ -325,9 +326,10 @@ impl SandboxDir {
     /// `Invalid` when the parts do not belong together, `NoSpace`. Whatever the kind but `Undecided`, the sandbox is as
     /// before and the guest may resume.
     pub fn commit_cold(&self, memory: StagedMemory, manifest: Manifest, detached: bool) -> Result<Manifest> {
-        let mut vm = Staged::adopt(self.path.join(layout::VM_SNAP_NEW))?;
-        durable::set_mode(vm.file(), vm.path(), 0o600)?;
-        let record = memory_record(&memory, &manifest, vm.file(), vm.path(), detached)?;
+        let written = self.path.join(layout::VM_SNAP_NEW);
+        let vm = devices::pack(&written, written.clone(), 0o600)?;
+        let record = memory_record(&memory, &manifest, &vm, detached)?;
+        let mut vm = vm.staged;
         let manifest = Manifest { state: RunState::Cold, memory: Some(record), ..manifest };
         let (before, before_bytes) = self.manifest_bytes()?;
         self.check_successor(&before, &manifest)?;
@@ -420,8 +422,7 @@ impl SandboxDir {
 pub(crate) fn memory_record(
     memory: &StagedMemory,
     manifest: &Manifest,
-    devices: &File,
-    devices_path: &Path,
+    devices: &Packed,
     detached: bool,
 ) -> Result<MemoryRecord> {
     let path = memory.staged.path();
@@ -429,10 +430,7 @@ pub(crate) fn memory_record(
     if memory.header.generation != manifest.generation || memory.header.base != manifest.ram_base.id() {
         return Err(invalid("the memory image is of another generation or over another base"));
     }
-    let (vm_blake3, vm_bytes) = content_of(devices, devices_path)?;
-    if vm_bytes == Bytes(0) {
-        return Err(invalid("the device state is empty"));
-    }
+    let (vm_blake3, vm_bytes) = content_of(devices.staged.file(), devices.staged.path())?;
     let written = MemoryImage::open(path, None)?;
     if *written.header_blake3() != memory.header_blake3 || written.memory() != manifest.memory_mib.bytes() {
         return Err(invalid("the memory image is not the one that was written for it"));
@@ -442,6 +440,7 @@ pub(crate) fn memory_record(
         mem_content_bytes: memory.content,
         vm_blake3,
         vm_bytes,
+        vm_unpacked_bytes: Some(devices.unpacked),
         detached,
     })
 }
@@ -473,15 +472,15 @@ pub(crate) fn open_devices_of(dir: &Path, record: &MemoryRecord, owner: &Named) 
         std::io::ErrorKind::NotFound => damaged(&path, owner, "it is missing"),
         _ => Error::io("open", &path, error),
     })?;
-    match content_of(&file, &path)? == (record.vm_blake3.clone(), record.vm_bytes) {
-        true => Ok(file),
-        false => Err(damaged(&path, owner, "its checksum does not match")),
+    if content_of(&file, &path)? != (record.vm_blake3.clone(), record.vm_bytes) {
+        return Err(damaged(&path, owner, "its checksum does not match"));
     }
-}
-
-fn content_of(file: &File, path: &Path) -> Result<(ContentId, Bytes)> {
-    let len = file.metadata().map_err(|error| Error::io("stat", path, error))?.len();
-    Ok((sparse::content_id(file, path)?, Bytes(len)))
+    match record.vm_unpacked_bytes {
+        Some(unpacked) => devices::unpack(file, unpacked)
+            .map_err(|error| damaged(&path, owner, "it cannot be unpacked").caused_by(error)),
+        // Stored before device state was packed.
+        None => Ok(file),
+    }
 }
 
 fn named(manifest: &Manifest) -> Named {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use types::{Owner, SandboxId, SandboxName, SnapshotName, StorageLayout, Timestamp, VolumeName};
 
 use crate::clone::{CloneOptions, CloneReport, clone_file, clone_file_with};
+use crate::devices;
 use crate::durable::{self, Staged, StagedDir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, MANIFEST, MEM_SNAP, NEW, VM_SNAP};
@@ -340,10 +341,12 @@ impl StagedSnapshot {
             files.push(open(&snapshot_volume(&volume.name))?);
         }
         if let Some((memory, detached)) = memory {
-            let devices = open(VM_SNAP)?;
-            let written = memory_record(&memory, &record.sandbox, &devices, &dir.join(VM_SNAP), detached)?;
+            let written = dir.join(VM_SNAP);
+            let devices = devices::pack(&written, written.clone(), 0o400)?;
+            let written = memory_record(&memory, &record.sandbox, &devices, detached)?;
             record.sandbox = Manifest { state: RunState::Cold, memory: Some(written), ..record.sandbox };
             memory.staged.keep();
+            devices.staged.keep();
         }
         if record.sandbox.memory.is_some() {
             files.extend([open(MEM_SNAP)?, open(VM_SNAP)?]);
