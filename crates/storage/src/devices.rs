@@ -22,16 +22,17 @@ pub(crate) struct Packed {
     pub(crate) unpacked: Bytes,
 }
 
-/// Packs what the VMM wrote at `from` into `to`, which may be the same. Nothing is synced.
+/// Packs what the VMM wrote at `from` into `to`, which may be the same. Whatever comes of it, `from` is no more. Nothing
+/// is synced.
 ///
 /// # Errors
 /// `Invalid` when it is empty or too large, `NoSpace`.
 pub(crate) fn pack(from: &Path, to: PathBuf, mode: u32) -> Result<Packed> {
     let invalid = |why: &str| Error::new(ErrorKind::Invalid, "commit memory", from).because(why);
     let fail = |error| Error::io("read", from, error);
-    let file = File::open(from).map_err(fail)?;
+    let written = Staged::adopt(from.to_owned())?;
     let mut raw = Vec::new();
-    file.take(MOST + 1).read_to_end(&mut raw).map_err(fail)?;
+    written.file().take(MOST + 1).read_to_end(&mut raw).map_err(fail)?;
     let unpacked = sparse::bytes(raw.len());
     match unpacked {
         0 => return Err(invalid("the device state is empty")),
@@ -39,11 +40,10 @@ pub(crate) fn pack(from: &Path, to: PathBuf, mode: u32) -> Result<Packed> {
         _ => return Err(invalid("the device state is larger than any that is known")),
     }
     let packed = zstd::bulk::compress(&raw, 1).map_err(|error| Error::io("pack", from, error))?;
+    // Not later: it may have the same name.
+    drop(written);
     let staged = Staged::create(to, mode)?;
     durable::write_at(staged.file(), staged.path(), 0, &packed)?;
-    if from != staged.path() {
-        durable::remove_if_there(from)?;
-    }
     Ok(Packed { staged, unpacked: Bytes(unpacked) })
 }
 
@@ -105,6 +105,6 @@ mod tests {
         assert!(std::fs::metadata(&from).unwrap().len() < 40_000);
         std::fs::write(&from, "").unwrap();
         assert_eq!(pack(&from, to, 0o600).unwrap_err().kind(), ErrorKind::Invalid);
-        assert!(from.exists());
+        assert!(!from.exists());
     }
 }
