@@ -344,8 +344,7 @@ impl StagedSnapshot {
             files.push(open(&snapshot_volume(&volume.name))?);
         }
         if let Some((memory, detached)) = memory {
-            let written = dir.join(VM_SNAP);
-            let devices = devices::pack(&written, written.clone(), 0o400)?;
+            let devices = devices::pack(&dir.join(VM_SNAP))?;
             let written = memory_record(&memory, &record.sandbox, &devices, detached)?;
             record.sandbox = Manifest { state: RunState::Cold, memory: Some(written), ..record.sandbox };
             memory.staged.keep();
