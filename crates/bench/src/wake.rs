@@ -70,7 +70,6 @@ pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>
 
 fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &Result<()>) -> Result<Found> {
     make(daemon)?;
-    until_noted(daemon)?;
     let reference = Reference::new(daemon.data_dir())?;
     let mut seen = Wakes::default();
     for run in 1..=options.runs {
@@ -135,7 +134,6 @@ fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &
 fn ahead(options: &Options, progress: Progress<'_>, may_drop: &Result<()>) -> Result<Wakes> {
     let daemon = Daemon::start_with(options, data::linked(options)?, &["--spare-vmms", "1"], progress)?;
     make(&daemon)?;
-    until_noted(&daemon)?;
     let mut seen = Wakes::default();
     for run in 1..=options.runs {
         progress.step(&format!("wakes with a VMM started ahead: run {run} of {}", options.runs))?;

@@ -291,7 +291,7 @@ pub struct Serve {
     #[arg(long, default_value_t = 0, value_name = "VMMS", value_parser = clap::value_parser!(u8).range(0..=64))]
     pub spare_vmms: u8,
     /// What is read from the disk ahead of a wake
-    #[arg(long, value_enum, default_value_t = ReadAhead::Auto)]
+    #[arg(long, value_enum, default_value_t = ReadAhead::Off)]
     pub prefetch: ReadAhead,
     /// How new sandboxes keep their root disks
     #[arg(long, value_enum, default_value_t = Layout::Auto)]

@@ -113,6 +113,11 @@ impl Running {
         let ended = ReusableBoxFuture::new(machine.ended());
         Self { machine, guest, _memory: memory, ended }
     }
+
+    /// Resolves, once, when the machine has ended by itself.
+    pub(crate) async fn ended(&mut self) -> End {
+        (&mut self.ended).await
+    }
 }
 
 /// The owner of one sandbox.
@@ -141,7 +146,7 @@ impl Actor {
         loop {
             let ended = async {
                 match &mut self.running {
-                    Some(running) => (&mut running.ended).await,
+                    Some(running) => running.ended().await,
                     None => std::future::pending().await,
                 }
             };
@@ -354,7 +359,7 @@ impl Actor {
     }
 
     /// The machine ended by itself.
-    async fn on_end(&mut self, end: End) {
+    pub(crate) async fn on_end(&mut self, end: End) {
         let Some(running) = self.running.take() else { return };
         drop(running.guest);
         if let Err(error) = running.machine.kill().await {

@@ -107,7 +107,7 @@ impl Seed {
     fn open_devices(&self) -> Result<std::fs::File> {
         match &self.disks {
             Disks::Named { snapshot, .. } => snapshot.open_devices()?.ok_or_else(no_devices),
-            Disks::Staged(staged) => Ok(staged.open_devices()?),
+            Disks::Staged(staged) => Ok(staged.open_devices(&self.manifest)?),
         }
     }
 

@@ -13,9 +13,9 @@ use crate::services::{Services, blocking};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Prefetch {
     /// Nothing.
+    #[default]
     Off,
     /// What the wake before touched.
-    #[default]
     Auto,
     /// Every file of which it touched a page, whole.
     All,

@@ -8,6 +8,7 @@
 //! 3. The guest goes on. The consumed files are removed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 use storage::{Manifest, RamBase};
@@ -28,6 +29,9 @@ use crate::state::{Happening, State};
 use crate::timing::Stopwatch;
 use crate::view::Timings;
 
+/// How long the process of a VMM whose sockets are closed may take to go.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
 /// Whether anything changed, what it took, and what the caller should know.
 type Started = (bool, Timings, Vec<String>);
 
@@ -42,7 +46,12 @@ impl Actor {
         self.settle_freeze().await?;
         match self.state {
             State::Off | State::Cold => {}
-            State::Hot | State::Warm | State::Broken | State::Gone => return self.make_hot(start).await,
+            State::Hot | State::Warm => match self.make_hot(start).await {
+                // It ended while it was asked: it is started as what it now is.
+                Err(_) if self.has_ended().await => {}
+                made => return made,
+            },
+            State::Broken | State::Gone => return self.make_hot(start).await,
         }
         if start.discard_memory {
             self.breaker.reset();
@@ -82,6 +91,18 @@ impl Actor {
             State::Gone => {
                 Err(Error::new(ErrorKind::NotFound, format!("{} was destroyed", self.manifest.name)))
             }
+        }
+    }
+
+    /// Whether a machine that does not answer is one that ends. A VMM closes its sockets before its process is gone.
+    async fn has_ended(&mut self) -> bool {
+        let Some(running) = &mut self.running else { return false };
+        match tokio::time::timeout(END_LIMIT, running.ended()).await {
+            Ok(end) => {
+                self.on_end(end).await;
+                true
+            }
+            Err(_elapsed) => false,
         }
     }
 

@@ -1,9 +1,8 @@
-//! Device state at rest: what a VMM wrote, as one zstd frame. It is a quarter of a mebibyte of mostly zeros, and a tenth
-//! of what a sleeping sandbox costs where the filesystem does not compress.
+//! Device state at rest: what a VMM wrote, as one zstd frame. Why: `docs/decisions/0041-device-state-is-packed.md`.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read, Seek, Write};
+use std::path::Path;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use types::{Bytes, ContentId};
@@ -14,6 +13,8 @@ use crate::sparse;
 
 /// More than any device state is: a bound on what a damaged or hostile record makes this process allocate.
 const MOST: u64 = 256 << 20;
+/// zstd's quickest usual level: there is little to pack, and a stop waits for it.
+const LEVEL: i32 = 1;
 
 /// Device state, packed into its staging file.
 #[derive(Debug)]
@@ -22,28 +23,30 @@ pub(crate) struct Packed {
     pub(crate) unpacked: Bytes,
 }
 
-/// Packs what the VMM wrote at `from` into `to`, which may be the same. Whatever comes of it, `from` is no more. Nothing
-/// is synced.
+/// Packs in place what the VMM wrote at `path`; that is removed when it fails. Nothing is synced.
 ///
 /// # Errors
-/// `Invalid` when it is empty or too large, `NoSpace`.
-pub(crate) fn pack(from: &Path, to: PathBuf, mode: u32) -> Result<Packed> {
-    let invalid = |why: &str| Error::new(ErrorKind::Invalid, "commit memory", from).because(why);
-    let fail = |error| Error::io("read", from, error);
-    let written = Staged::adopt(from.to_owned())?;
+/// `Invalid` when it is missing, empty or too large, `NoSpace`.
+pub(crate) fn pack(path: &Path) -> Result<Packed> {
+    let invalid = |why: &str| Error::new(ErrorKind::Invalid, "commit memory", path).because(why);
+    let written = Staged::adopt(path.to_owned()).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => invalid("the device state is missing").caused_by(error),
+        _ => error,
+    })?;
     let mut raw = Vec::new();
-    written.file().take(MOST + 1).read_to_end(&mut raw).map_err(fail)?;
+    let read = written.file().take(MOST + 1).read_to_end(&mut raw);
+    read.map_err(|error| Error::io("read", path, error))?;
     let unpacked = sparse::bytes(raw.len());
     match unpacked {
         0 => return Err(invalid("the device state is empty")),
         1..=MOST => {}
         _ => return Err(invalid("the device state is larger than any that is known")),
     }
-    let packed = zstd::bulk::compress(&raw, 1).map_err(|error| Error::io("pack", from, error))?;
-    // Not later: it may have the same name.
+    let packed = zstd::bulk::compress(&raw, LEVEL).map_err(|error| Error::io("pack", path, error))?;
+    // Removes what was written: not later, for the other has the same name.
     drop(written);
-    let staged = Staged::create(to, mode)?;
-    durable::write_at(staged.file(), staged.path(), 0, &packed)?;
+    let staged = Staged::create(path.to_owned(), 0o600)?;
+    durable::write_at(staged.file(), path, 0, &packed)?;
     Ok(Packed { staged, unpacked: Bytes(unpacked) })
 }
 
@@ -64,7 +67,7 @@ pub(crate) fn unpack(mut file: File, unpacked: Bytes) -> io::Result<File> {
     }
     let mut file = File::from(memfd_create("devices", MemfdFlags::CLOEXEC)?);
     file.write_all(&raw)?;
-    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
+    file.rewind()?;
     Ok(file)
 }
 
@@ -83,28 +86,25 @@ mod tests {
     #[test]
     fn what_is_packed_comes_back_and_anything_else_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("raw"), dir.path().join("packed"));
+        let path = dir.path().join("vm.snap.new");
         let raw: Vec<u8> = (0..200_000u32).flat_map(|n| (n / 1000).to_le_bytes()).collect();
-        std::fs::write(&from, &raw).unwrap();
-        let packed = pack(&from, to.clone(), 0o600).unwrap();
+        std::fs::write(&path, &raw).unwrap();
+        let packed = pack(&path).unwrap();
         assert_eq!(packed.unpacked.0, 800_000);
-        assert!(!from.exists() && std::fs::metadata(&to).unwrap().len() < 40_000);
-        let open = || File::open(&to).unwrap();
+        assert!(packed.staged.file().metadata().unwrap().len() < 40_000);
+        let open = || File::open(&path).unwrap();
         let mut back = Vec::new();
         unpack(open(), packed.unpacked).unwrap().read_to_end(&mut back).unwrap();
         assert!(back == raw);
         for lie in [0, 799_999, 800_001, MOST + 1] {
             assert!(unpack(open(), Bytes(lie)).is_err(), "{lie}");
         }
-        std::fs::write(&to, &raw).unwrap();
+        std::fs::write(&path, &raw).unwrap();
         assert!(unpack(open(), Bytes(800_000)).is_err());
 
-        // In place, and nothing of an empty one.
-        std::fs::write(&from, &raw).unwrap();
-        pack(&from, from.clone(), 0o600).unwrap().staged.keep();
-        assert!(std::fs::metadata(&from).unwrap().len() < 40_000);
-        std::fs::write(&from, "").unwrap();
-        assert_eq!(pack(&from, to, 0o600).unwrap_err().kind(), ErrorKind::Invalid);
-        assert!(!from.exists());
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(pack(&path).unwrap_err().kind(), ErrorKind::Invalid);
+        assert!(!path.exists());
+        assert_eq!(pack(&path).unwrap_err().kind(), ErrorKind::Invalid);
     }
 }

@@ -326,8 +326,7 @@ impl SandboxDir {
     /// `Invalid` when the parts do not belong together, `NoSpace`. Whatever the kind but `Undecided`, the sandbox is as
     /// before and the guest may resume.
     pub fn commit_cold(&self, memory: StagedMemory, manifest: Manifest, detached: bool) -> Result<Manifest> {
-        let written = self.path.join(layout::VM_SNAP_NEW);
-        let vm = devices::pack(&written, written.clone(), 0o600)?;
+        let vm = devices::pack(&self.path.join(layout::VM_SNAP_NEW))?;
         let record = memory_record(&memory, &manifest, &vm, detached)?;
         let mut vm = vm.staged;
         let manifest = Manifest { state: RunState::Cold, memory: Some(record), ..manifest };

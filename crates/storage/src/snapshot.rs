@@ -249,15 +249,18 @@ impl StagedSnapshot {
     /// `Corrupt` when it is not the one that the manifest names.
     pub fn open_memory(&self, manifest: &Manifest) -> Result<Option<MemoryImage>> {
         let Some(memory) = &manifest.memory else { return Ok(None) };
-        let named = (format!("sandbox {}", manifest.name), "`bhatti fsck` tells more".to_owned());
-        open_memory_of(self.staged.path(), manifest, memory, named).map(Some)
+        open_memory_of(self.staged.path(), manifest, memory, sleeper(manifest)).map(Some)
     }
 
-    /// The device state in it, to be handed to a VMM.
+    /// The device state in it, to be handed to a VMM: verified when it is a sleeper's, as `manifest` tells it; else what a
+    /// VMM has just written.
     ///
     /// # Errors
-    /// What the system says.
-    pub fn open_devices(&self) -> Result<File> {
+    /// `Corrupt` when it is not the one that the manifest names; what the system says.
+    pub fn open_devices(&self, manifest: &Manifest) -> Result<File> {
+        if let Some(memory) = &manifest.memory {
+            return open_devices_of(self.staged.path(), memory, &sleeper(manifest));
+        }
         let path = self.staged.path().join(VM_SNAP);
         File::open(&path).map_err(|error| Error::io("open", &path, error))
     }
@@ -341,8 +344,7 @@ impl StagedSnapshot {
             files.push(open(&snapshot_volume(&volume.name))?);
         }
         if let Some((memory, detached)) = memory {
-            let written = dir.join(VM_SNAP);
-            let devices = devices::pack(&written, written.clone(), 0o400)?;
+            let devices = devices::pack(&dir.join(VM_SNAP))?;
             let written = memory_record(&memory, &record.sandbox, &devices, detached)?;
             record.sandbox = Manifest { state: RunState::Cold, memory: Some(written), ..record.sandbox };
             memory.staged.keep();
@@ -424,6 +426,11 @@ impl StagedSandbox {
         clone_file(&from.join(layout::CONFIG_DRIVE), &self.config_path())?;
         clone_file(&from.join(layout::root_disk(layout)), &self.root_disk_path(layout))
     }
+}
+
+/// Whose memory it is that was taken, and what there is to do when it is damaged.
+fn sleeper(manifest: &Manifest) -> (String, String) {
+    (format!("sandbox {}", manifest.name), "`bhatti fsck` tells more".to_owned())
 }
 
 /// FICLONE alone; `false` where the filesystem refuses it.
