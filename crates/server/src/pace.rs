@@ -30,14 +30,13 @@ pub struct UserPace {
     pub connections: usize,
 }
 
-impl Default for UserPace {
-    fn default() -> Self {
-        Self {
-            requests: Pace { rate: 200, burst: 400 },
-            changes: Pace { rate: 20, burst: 100 },
-            connections: 256,
-        }
-    }
+impl UserPace {
+    /// Nobody is held back.
+    pub const NONE: Self = Self {
+        requests: Pace { rate: 0, burst: 0 },
+        changes: Pace { rate: 0, burst: 0 },
+        connections: Semaphore::MAX_PERMITS,
+    };
 }
 
 /// What each user has left.

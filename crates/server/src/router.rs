@@ -82,9 +82,9 @@ pub enum Door {
     },
 }
 
-/// All routes over `host`, behind `door`.
-pub fn router(host: Host, door: Door) -> Router {
-    let paces = Arc::new(Paces::new(UserPace::default()));
+/// All routes over `host`, behind `door`, for users who each ask at `pace`.
+pub fn router(host: Host, door: Door, pace: UserPace) -> Router {
+    let paces = Arc::new(Paces::new(pace));
     let (drain, requests) = (Drain::default(), Arc::default());
     with_state(App { host, drain, site: None, requests, key: None, paces }, door)
 }
