@@ -43,7 +43,7 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 const CUT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Where requests come in.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Listeners {
     /// TCP, where there is one.
     pub tcp: Option<TcpListener>,
