@@ -48,12 +48,15 @@ pub struct Global {
     /// Print one JSON document on stdout and nothing else
     #[arg(long, global = true)]
     pub json: bool,
-    /// Where the daemon is: http://HOST:PORT or unix:/PATH [default: the data directory's socket, then http://127.0.0.1:8080]
+    /// Where the daemon is: http://HOST:PORT, https://HOST:PORT or unix:/PATH [default: the data directory's socket, then http://127.0.0.1:8080]
     #[arg(long, global = true, env = "BHATTI_URL", value_name = "URL")]
     pub url: Option<String>,
     /// Key for a daemon over TCP [default: the data directory's admin.key, for a daemon on this host]
     #[arg(long, global = true, env = "BHATTI_TOKEN", value_name = "KEY", hide_env_values = true)]
     pub token: Option<String>,
+    /// Trust the certificate in this PEM file, in place of those that this host trusts, for https
+    #[arg(long, global = true, env = "BHATTI_CACERT", value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
     /// Act for this user; for the admin only. Lists show everybody's things without
     #[arg(long, global = true, env = "BHATTI_OWNER", value_name = "USER")]
     pub owner: Option<Owner>,
@@ -241,6 +244,21 @@ pub struct Serve {
     /// Address for TCP, or `none` for the unix socket only
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR:PORT")]
     pub listen: Listen,
+    /// Certificate chain for the TCP listeners (PEM); with --tls-key
+    #[arg(long, value_name = "FILE", requires = "tls_key", conflicts_with = "tls_self_signed")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of --tls-cert (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Speak TLS on the TCP listeners with a certificate of this host's own making, kept in tls/ in the data directory
+    #[arg(long)]
+    pub tls_self_signed: bool,
+    /// A further host name or address that the certificate of --tls-self-signed is for
+    #[arg(long, value_name = "NAME", requires = "tls_self_signed")]
+    pub tls_name: Vec<String>,
+    /// Listen without TLS where others can listen in, too
+    #[arg(long, conflicts_with_all = ["tls_cert", "tls_self_signed"])]
+    pub insecure: bool,
     /// Seconds without work after which a sandbox is paused, or `never`
     #[arg(long, default_value = "30", value_name = "SECONDS")]
     pub warm_after: After,
@@ -290,6 +308,15 @@ pub struct Serve {
     /// VMM to use [default: qemu-system-x86_64 or qemu-system-aarch64 in PATH]
     #[arg(long, value_name = "PATH")]
     pub qemu: Option<PathBuf>,
+    /// Requests a second of one user, in the long run and with bursts of twice as many; 0 is no limit. The admin has none
+    #[arg(long, default_value_t = 200, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub user_rate: u32,
+    /// Requests a second of one user that make, change or end something, with bursts of five times as many; 0 is no limit
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub user_changes: u32,
+    /// Connections of one user at a time
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub user_connections: u16,
     /// Address on which what is published is served without a key, or `none`
     #[arg(long, default_value = "none", value_name = "ADDR:PORT")]
     pub publish_listen: Listen,

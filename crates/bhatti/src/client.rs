@@ -4,6 +4,7 @@ mod connect;
 mod events;
 mod lines;
 mod live;
+mod tls;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};

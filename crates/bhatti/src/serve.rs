@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sandbox::{Host, HostConfig, NetDefault, Prefetch, PublishLimits, SecretsKeyText, ThermalConfig};
-use server::{AdminKey, Listeners, Published};
+use sandbox::{Host, HostConfig, NetDefault, Pace, Prefetch, PublishLimits, SecretsKeyText, ThermalConfig};
+use server::{AdminKey, Listeners, Published, Tls, UserPace};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -41,6 +41,7 @@ pub async fn serve(global: &Global, asked: Serve) -> Result<u8> {
                 .hint("make it at least as long")
         });
     }
+    refuse_plain_text(&asked)?;
     log_to_stderr();
     let host = Host::open(config(global, &asked)?).await?;
     match listen_and_serve(&host, &asked).await {
@@ -59,6 +60,8 @@ pub async fn serve(global: &Global, asked: Serve) -> Result<u8> {
 
 async fn listen_and_serve(host: &Host, asked: &Serve) -> Result<()> {
     let key = AdminKey::new(&host.admin_key(fresh_key()?).await?);
+    let tls = tls(host, asked)?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let (tcp, address) = match &asked.listen {
         Listen::None => (None, None),
         Listen::At(at) => {
@@ -70,7 +73,7 @@ async fn listen_and_serve(host: &Host, asked: &Serve) -> Result<()> {
         Listen::None => None,
         Listen::At(at) => {
             let (tcp, address) = bind_tcp(at, "--publish-listen").await?;
-            output::line(format!("bhatti: serving what is published on http://{address}"));
+            output::line(format!("bhatti: serving what is published on {scheme}://{address}"));
             Some(Published { tcp, domain: asked.publish_domain.clone() })
         }
     };
@@ -79,7 +82,9 @@ async fn listen_and_serve(host: &Host, asked: &Serve) -> Result<()> {
         .map_err(|error| Failure::new("listen", format!("cannot listen on {}: {error}", socket.display())))?;
     let mut ends = Ends::listen()?;
     match address {
-        Some(address) => output::line(format!("bhatti: ready on http://{address} and {}", socket.display())),
+        Some(address) => {
+            output::line(format!("bhatti: ready on {scheme}://{address} and {}", socket.display()))
+        }
         None => output::line(format!("bhatti: ready on {}", socket.display())),
     }
     notify::ready();
@@ -91,10 +96,65 @@ async fn listen_and_serve(host: &Host, asked: &Serve) -> Result<()> {
             std::process::exit(130);
         });
     };
-    let listeners = Listeners { tcp, unix: Some(unix), published };
+    let pace = UserPace {
+        requests: Pace { rate: asked.user_rate, burst: asked.user_rate.saturating_mul(2) },
+        changes: Pace { rate: asked.user_changes, burst: asked.user_changes.saturating_mul(5) },
+        connections: asked.user_connections.into(),
+    };
+    let listeners = Listeners { tcp, unix: Some(unix), published, tls, pace };
     let served = server::serve(host.clone(), listeners, key, stop).await;
     let _gone_already = std::fs::remove_file(&socket);
     served.map_err(|error| Failure::io("serving", &error))
+}
+
+/// Keys and what guests say are not for everybody between here and the client.
+fn refuse_plain_text(asked: &Serve) -> Result<()> {
+    let secret = asked.insecure || asked.tls_cert.is_some() || asked.tls_self_signed;
+    for (flag, listen) in [("--listen", &asked.listen), ("--publish-listen", &asked.publish_listen)] {
+        if let Listen::At(at) = listen
+            && !secret
+            && !at.ip().is_loopback()
+        {
+            return Err(Failure {
+                exit: USAGE,
+                ..Failure::new(
+                    "usage",
+                    format!("{flag} {at}: others could listen in, and TLS is not asked for"),
+                )
+                .hint(
+                    "give --tls-cert and --tls-key, or --tls-self-signed; --insecure where something \
+                         before the daemon speaks TLS",
+                )
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What the TCP listeners show to clients, if they speak TLS.
+fn tls(host: &Host, asked: &Serve) -> Result<Option<Tls>> {
+    let failed = |error: std::io::Error| Failure::new("tls", format!("TLS: {error}"));
+    if let (Some(cert), Some(key)) = (&asked.tls_cert, &asked.tls_key) {
+        return Tls::from_files(cert, key).map(Some).map_err(failed);
+    }
+    if !asked.tls_self_signed {
+        return Ok(None);
+    }
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let listened = match &asked.listen {
+        Listen::At(at) if !at.ip().is_unspecified() => Some(at.ip().to_string()),
+        _ => None,
+    };
+    for name in [host_name].into_iter().chain(listened).chain(asked.tls_name.iter().cloned()) {
+        if !name.is_empty() && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let dir = host.socket_path().with_file_name("tls");
+    let (tls, cert) = Tls::self_signed(&dir, &names).map_err(failed)?;
+    output::line(format!("bhatti: clients trust this host with --cacert {}", cert.display()));
+    Ok(Some(tls))
 }
 
 async fn bind_tcp(at: &SocketAddr, flag: &str) -> Result<(TcpListener, SocketAddr)> {
@@ -141,8 +201,7 @@ fn config(global: &Global, asked: &Serve) -> Result<HostConfig> {
         spare_vmms: asked.spare_vmms.into(),
         proc: asked.proc.clone(),
         publish: PublishLimits {
-            rate: asked.publish_rate,
-            burst: asked.publish_rate.saturating_mul(2),
+            pace: Pace { rate: asked.publish_rate, burst: asked.publish_rate.saturating_mul(2) },
             wakes: usize::from(asked.publish_wakes),
         },
         backup_to: asked.backup_to.clone(),

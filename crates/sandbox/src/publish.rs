@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use guest::Connection;
 use meta::PublicationRow;
@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use types::{Alias, Owner, SandboxId, SandboxName, Thermal, Timestamp};
 
+use crate::bucket::{Bucket, Pace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::lease::Leased;
@@ -22,17 +23,15 @@ use crate::lease::Leased;
 /// How much is let through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PublishLimits {
-    /// Requests a second for one alias, in the long run; 0 is no limit.
-    pub rate: u32,
-    /// Requests at once for one alias that was quiet before.
-    pub burst: u32,
+    /// Requests for one alias.
+    pub pace: Pace,
     /// Sandboxes that are woken through aliases at the same time.
     pub wakes: usize,
 }
 
 impl Default for PublishLimits {
     fn default() -> Self {
-        Self { rate: 100, burst: 200, wakes: 8 }
+        Self { pace: Pace { rate: 100, burst: 200 }, wakes: 8 }
     }
 }
 
@@ -117,41 +116,14 @@ fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts requests: `burst` at once, then `rate` a second.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Bucket {
-    full: f64,
-    at: Option<Instant>,
-}
-
-impl Bucket {
-    fn new(limits: PublishLimits) -> Self {
-        Self { full: f64::from(limits.burst), at: None }
-    }
-
-    /// Takes one request out; whether there was one left.
-    fn take(&mut self, limits: PublishLimits, now: Instant) -> bool {
-        if limits.rate == 0 {
-            return true;
-        }
-        let passed = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        self.at = Some(now);
-        self.full = (self.full + passed.as_secs_f64() * f64::from(limits.rate)).min(f64::from(limits.burst));
-        let left = self.full >= 1.0;
-        if left {
-            self.full -= 1.0;
-        }
-        left
-    }
-}
-
 impl Publications {
     pub(crate) fn new(limits: PublishLimits) -> Self {
         Self { limits, table: Arc::default() }
     }
 
     fn insert(&self, row: PublicationRow) {
-        let published = Published { cut: CancellationToken::new(), bucket: Bucket::new(self.limits), row };
+        let published =
+            Published { cut: CancellationToken::new(), bucket: Bucket::new(self.limits.pace), row };
         lock(&self.table).published.insert(published.row.alias.clone(), published);
     }
 
@@ -180,10 +152,10 @@ impl Publications {
         let wanted: Alias = alias.parse().map_err(|_| unknown())?;
         let mut table = lock(&self.table);
         let published = table.published.get_mut(&wanted).ok_or_else(unknown)?;
-        if !published.bucket.take(self.limits, now) {
+        if !published.bucket.take(self.limits.pace, now) {
             return Err(Error::new(
                 ErrorKind::TooManyRequests,
-                format!("{wanted} is asked for more than {} times a second", self.limits.rate),
+                format!("{wanted} is asked for more than {} times a second", self.limits.pace.rate),
             )
             .hint("try again later"));
         }
@@ -397,25 +369,10 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_let_through_and_then_only_the_rate() {
-        let limits = PublishLimits { rate: 10, burst: 3, wakes: 1 };
-        let (mut bucket, now) = (Bucket::new(limits), Instant::now());
-        let taken: Vec<bool> = (0..4).map(|_| bucket.take(limits, now)).collect();
-        assert_eq!(taken, [true, true, true, false]);
-        assert!(!bucket.take(limits, now + Duration::from_millis(99)));
-        assert!(bucket.take(limits, now + Duration::from_millis(200)));
-        // What is not used does not grow past the burst.
-        let later = now + Duration::from_secs(3600);
-        let taken: Vec<bool> = (0..4).map(|_| bucket.take(limits, later)).collect();
-        assert_eq!(taken, [true, true, true, false]);
-        let unlimited = PublishLimits { rate: 0, ..limits };
-        assert!((0..1000).all(|_| bucket.take(unlimited, later)));
-    }
-
-    #[test]
     fn many_requests_for_one_sleeper_are_one_wake_and_the_next_sleeper_waits_its_turn() {
         let (one, two) = (SandboxId::random(), SandboxId::random());
-        let publications = publications(PublishLimits { rate: 0, burst: 0, wakes: 1 }, &[&one, &two]);
+        let publications =
+            publications(PublishLimits { pace: Pace { rate: 0, burst: 0 }, wakes: 1 }, &[&one, &two]);
         let now = Instant::now();
         let ask = |alias: &str, hot: bool| publications.admit(alias, now, |_| hot);
         let waiting: Vec<Admitted> = (0..100).map(|_| ask("a0", false).unwrap()).collect();

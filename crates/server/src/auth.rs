@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, Uri, header, uri};
+use axum::http::{Extensions, HeaderMap, StatusCode, Uri, header, uri};
 use axum::middleware::Next;
 use axum::response::Response;
 use sandbox::Host;
@@ -61,6 +61,11 @@ struct Asker {
 
 fn asker(parts: &Parts) -> Result<&Asker, Refusal> {
     parts.extensions.get().ok_or_else(unauthorized)
+}
+
+/// Whom a request is counted against; nobody for the admin's.
+pub(crate) fn restrained(extensions: &Extensions) -> Option<&Owner> {
+    extensions.get::<Asker>().filter(|asker| !asker.admin).map(|asker| &asker.acts_for)
 }
 
 /// Whose things a request is about.

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use sandbox::KeyHolder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 /// The handle on a connection that each of its requests carries.
@@ -23,6 +24,8 @@ pub(crate) struct Cord {
 struct Hold {
     by: KeyHolder,
     let_go: CancellationToken,
+    /// Its place among the connections of the key's owner.
+    seat: Option<OwnedSemaphorePermit>,
 }
 
 impl Cord {
@@ -33,7 +36,7 @@ impl Cord {
             return;
         }
         let let_go = CancellationToken::new();
-        if let Some(old) = held.replace(Hold { by: by.clone(), let_go: let_go.clone() }) {
+        if let Some(old) = held.replace(Hold { by: by.clone(), let_go: let_go.clone(), seat: None }) {
             old.let_go.cancel();
         }
         let (revoked, cut, ended) = (by.revoked.clone(), self.cut.clone(), self.ended.clone());
@@ -45,6 +48,18 @@ impl Cord {
                 () = revoked.cancelled() => cut.cancel(),
             }
         });
+    }
+
+    /// Has the owner of the key that holds it take a place for it, if that was not done.
+    ///
+    /// # Errors
+    /// What `take` says.
+    pub(crate) fn sit<E>(&self, take: impl FnOnce() -> Result<OwnedSemaphorePermit, E>) -> Result<(), E> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hold) = held.as_mut().filter(|hold| hold.seat.is_none()) {
+            hold.seat = Some(take()?);
+        }
+        Ok(())
     }
 
     /// Nobody's key cuts it any more.

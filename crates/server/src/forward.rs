@@ -40,9 +40,14 @@ const OF_ONE_CONNECTION: [&str; 8] = [
     "upgrade",
 ];
 
-/// Who sent a request, as far as the connection tells; `None` on the unix socket.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer(pub(crate) Option<IpAddr>);
+/// Who sent a request, as far as the connection tells.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Peer {
+    /// `None` on the unix socket.
+    pub(crate) address: Option<IpAddr>,
+    /// Whether it came over TLS.
+    pub(crate) tls: bool,
+}
 
 /// How a request is to go on.
 #[derive(Debug)]
@@ -115,7 +120,7 @@ fn onward(
     wanted: Option<&HeaderValue>,
 ) -> Result<(Request, CancellationToken), Refusal> {
     let (mut parts, body) = request.into_parts();
-    let peer = parts.extensions.get::<Peer>().copied().unwrap_or(Peer(None));
+    let peer = parts.extensions.get::<Peer>().copied().unwrap_or_default();
     forwarded(&mut parts.headers, peer, way.prefix.as_deref());
     strip(&mut parts.headers);
     // The answer to it is ours: the body is read as soon as the service takes it.
@@ -189,13 +194,13 @@ fn forwarded(headers: &mut HeaderMap, peer: Peer, prefix: Option<&str>) {
     let [for_, proto, host, prefix_] =
         ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-prefix"]
             .map(HeaderName::from_static);
-    let local = peer.0.is_none_or(|address| address.is_loopback());
+    let local = peer.address.is_none_or(|address| address.is_loopback());
     if !local {
         for name in [&for_, &proto, &host, &prefix_, &header::FORWARDED] {
             headers.remove(name);
         }
     }
-    let own = peer.0.map(|address| address.to_string());
+    let own = peer.address.map(|address| address.to_string());
     let earlier: Vec<&str> = tokens(headers, &for_).collect();
     let chain: Vec<&str> = earlier.into_iter().chain(own.as_deref()).collect();
     if let Ok(value) = HeaderValue::from_str(&chain.join(", "))
@@ -204,7 +209,7 @@ fn forwarded(headers: &mut HeaderMap, peer: Peer, prefix: Option<&str>) {
         headers.insert(for_, value);
     }
     if !headers.contains_key(&proto) {
-        headers.insert(proto, HeaderValue::from_static("http"));
+        headers.insert(proto, HeaderValue::from_static(if peer.tls { "https" } else { "http" }));
     }
     if let Some(asked) = headers.get(header::HOST).cloned()
         && !headers.contains_key(&host)
@@ -268,16 +273,20 @@ mod tests {
     fn strangers_cannot_say_who_they_are_and_this_host_can() {
         let said = [("host", "a.example"), ("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https")];
         let mut map = headers(&said);
-        forwarded(&mut map, Peer(Some("10.0.0.9".parse().unwrap())), Some("/sandboxes/x/proxy/80"));
+        let from = |address: &str, tls| Peer { address: Some(address.parse().unwrap()), tls };
+        forwarded(&mut map, from("10.0.0.9", false), Some("/sandboxes/x/proxy/80"));
         assert_eq!(map["x-forwarded-for"], "10.0.0.9");
         assert_eq!(map["x-forwarded-proto"], "http");
         assert_eq!(map["x-forwarded-host"], "a.example");
         assert_eq!(map["x-forwarded-prefix"], "/sandboxes/x/proxy/80");
         let mut map = headers(&said);
-        forwarded(&mut map, Peer(Some("127.0.0.1".parse().unwrap())), None);
+        forwarded(&mut map, from("127.0.0.1", false), None);
         assert_eq!(map["x-forwarded-for"], "1.2.3.4, 127.0.0.1");
         assert_eq!(map["x-forwarded-proto"], "https");
         assert!(!map.contains_key("x-forwarded-prefix"));
+        let mut map = headers(&[("host", "a.example")]);
+        forwarded(&mut map, from("10.0.0.9", true), None);
+        assert_eq!(map["x-forwarded-proto"], "https");
     }
 
     #[test]

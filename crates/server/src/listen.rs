@@ -26,8 +26,10 @@ use tokio::time::{sleep, timeout};
 use crate::auth::AdminKey;
 use crate::cord::Cord;
 use crate::forward::Peer;
+use crate::pace::{Paces, UserPace};
 use crate::publish::{Site, site_router};
 use crate::router::{App, Door, Drain, with_state};
+use crate::tls::Tls;
 
 /// How many connections are served at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 2048;
@@ -41,7 +43,7 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 const CUT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Where requests come in.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Listeners {
     /// TCP, where there is one.
     pub tcp: Option<TcpListener>,
@@ -49,6 +51,10 @@ pub struct Listeners {
     pub unix: Option<UnixListener>,
     /// For what is published, where that is served.
     pub published: Option<Published>,
+    /// What is spoken on both TCP listeners; plain HTTP without.
+    pub tls: Option<Tls>,
+    /// How much each user may ask for.
+    pub pace: UserPace,
 }
 
 /// The second listener.
@@ -75,21 +81,23 @@ pub async fn serve(
     let mut accepting = JoinSet::new();
     let site = match &listeners.published {
         Some(Published { tcp, domain }) => {
-            Some(Arc::new(Site { domain: domain.clone(), port: tcp.local_addr()?.port() }))
+            let (domain, port) = (domain.clone(), tcp.local_addr()?.port());
+            Some(Arc::new(Site { domain, port, tls: listeners.tls.is_some() }))
         }
         None => None,
     };
-    let app = App { host, drain: drain.clone(), site, requests: Arc::default(), key: Some(key) };
+    let paces = Arc::new(Paces::new(listeners.pace));
+    let app = App { host, drain: drain.clone(), site, requests: Arc::default(), key: Some(key), paces };
     if let Some(Published { tcp, .. }) = listeners.published {
         let routes = site_router(app.clone());
         // Slots of its own: strangers must not keep the owner out.
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        accepting.spawn(accept(Source::Tcp(tcp), routes, slots, drain.clone()));
+        accepting.spawn(accept(Source::Tcp(tcp, listeners.tls.clone()), routes, slots, drain.clone()));
     }
     if let Some(tcp) = listeners.tcp {
         let loopback = tcp.local_addr()?.ip().is_loopback();
         let routes = with_state(app.clone(), Door::Tcp { key, loopback });
-        accepting.spawn(accept(Source::Tcp(tcp), routes, Arc::clone(&slots), drain.clone()));
+        accepting.spawn(accept(Source::Tcp(tcp, listeners.tls), routes, Arc::clone(&slots), drain.clone()));
     }
     if let Some(unix) = listeners.unix {
         let routes = with_state(app, Door::Unix);
@@ -107,7 +115,7 @@ pub async fn serve(
 }
 
 enum Source {
-    Tcp(TcpListener),
+    Tcp(TcpListener, Option<Tls>),
     Unix(UnixListener),
 }
 
@@ -116,15 +124,24 @@ async fn accept(source: Source, routes: Router, slots: Arc<Semaphore>, drain: Dr
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let (routes, drain) = (routes.clone(), drain.clone());
         let taken = match &source {
-            Source::Tcp(tcp) => tcp.accept().await.map(|(stream, peer)| {
+            Source::Tcp(tcp, tls) => tcp.accept().await.map(|(stream, peer)| {
                 // Answers are small and somebody waits for each.
                 let _unsupported = stream.set_nodelay(true);
-                tokio::spawn(connection(stream, Peer(Some(peer.ip().to_canonical())), routes, drain, slot))
+                let peer = Peer { address: Some(peer.ip().to_canonical()), tls: tls.is_some() };
+                match tls.clone() {
+                    None => tokio::spawn(connection(stream, peer, routes, drain, slot)),
+                    Some(tls) => tokio::spawn(async move {
+                        match tls.accept(stream).await {
+                            Ok(stream) => connection(stream, peer, routes, drain, slot).await,
+                            Err(error) => tracing::debug!(%error, "a client did not agree on keys"),
+                        }
+                    }),
+                }
             }),
             Source::Unix(unix) => unix
                 .accept()
                 .await
-                .map(|(stream, _)| tokio::spawn(connection(stream, Peer(None), routes, drain, slot))),
+                .map(|(stream, _)| tokio::spawn(connection(stream, Peer::default(), routes, drain, slot))),
         };
         if let Err(error) = taken {
             // Out of file descriptors, most likely: others will end.

@@ -69,7 +69,7 @@ pub(crate) async fn count_published(
 }
 
 /// What a request is for, by its route.
-fn class(method: &Method, path: Option<&str>) -> &'static str {
+pub(crate) fn class(method: &Method, path: Option<&str>) -> &'static str {
     let Some(path) = path else { return "unknown" };
     let Some(of_sandbox) = path.strip_prefix("/sandboxes/{id}/") else {
         return match path {

@@ -24,14 +24,17 @@ pub struct Site {
     pub domain: String,
     /// The port.
     pub port: u16,
+    /// Whether TLS is spoken there.
+    pub tls: bool,
 }
 
 impl Site {
     /// Where an alias is served.
     pub(crate) fn url(&self, alias: &str) -> String {
+        let (scheme, usual) = if self.tls { ("https", 443) } else { ("http", 80) };
         match self.port {
-            80 => format!("http://{alias}.{}/", self.domain),
-            port => format!("http://{alias}.{}:{port}/", self.domain),
+            port if port == usual => format!("{scheme}://{alias}.{}/", self.domain),
+            port => format!("{scheme}://{alias}.{}:{port}/", self.domain),
         }
     }
 
@@ -162,7 +165,7 @@ mod tests {
 
     #[test]
     fn an_alias_is_named_with_its_domain_or_alone_in_any_case_and_with_any_port() {
-        let site = Site { domain: "apps.example".to_owned(), port: 8081 };
+        let site = Site { domain: "apps.example".to_owned(), port: 8081, tls: false };
         for host in ["Blog.apps.example", "blog.Apps.Example:8081", "blog", "blog:80", "blog.apps.example."] {
             assert_eq!(site.alias_of(host).as_deref(), Some("blog"), "{host}");
         }
@@ -170,6 +173,9 @@ mod tests {
             assert!(site.alias_of(host).is_none_or(|alias| alias.parse::<types::Alias>().is_err()), "{host}");
         }
         assert_eq!(site.url("blog"), "http://blog.apps.example:8081/");
-        assert_eq!(Site { port: 80, ..site }.url("blog"), "http://blog.apps.example/");
+        assert_eq!(Site { port: 80, ..site.clone() }.url("blog"), "http://blog.apps.example/");
+        let secure = Site { tls: true, ..site };
+        assert_eq!(secure.url("blog"), "https://blog.apps.example:8081/");
+        assert_eq!(Site { port: 443, ..secure }.url("blog"), "https://blog.apps.example/");
     }
 }

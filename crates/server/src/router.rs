@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderValue, header};
 use axum::middleware;
+use axum::response::Response;
 use axum::routing::{any, delete, get, post, put};
 use sandbox::Host;
 use tokio_util::sync::CancellationToken;
@@ -13,6 +15,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::{AdminKey, TcpRules, UnixRules, tcp_door, unix_door};
 use crate::metrics::{Requests, count};
+use crate::pace::{Paces, UserPace, pace};
 use crate::publish::Site;
 use crate::{
     backups, events, exec, files, host, images, metrics, publish, sandboxes, secrets, shell, snapshots,
@@ -30,6 +33,8 @@ pub(crate) struct App {
     pub(crate) requests: Arc<Requests>,
     /// The admin key, where there is one.
     pub(crate) key: Option<AdminKey>,
+    /// How much each user may ask for.
+    pub(crate) paces: Arc<Paces>,
 }
 
 /// How the daemon's end is told to requests that would go on for ever, and theirs to the daemon.
@@ -77,14 +82,36 @@ pub enum Door {
     },
 }
 
-/// All routes over `host`, behind `door`.
-pub fn router(host: Host, door: Door) -> Router {
-    with_state(App { host, drain: Drain::default(), site: None, requests: Arc::default(), key: None }, door)
+/// All routes over `host`, behind `door`, for users who each ask at `pace`.
+pub fn router(host: Host, door: Door, pace: UserPace) -> Router {
+    let paces = Arc::new(Paces::new(pace));
+    let (drain, requests) = (Drain::default(), Arc::default());
+    with_state(App { host, drain, site: None, requests, key: None, paces }, door)
+}
+
+/// Tells browsers that an answer is data: nothing to be framed, sniffed, run, or kept.
+async fn harden(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'; sandbox"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
 }
 
 pub(crate) fn with_state(app: App, door: Door) -> Router {
     let (host, admin) = (app.host.clone(), app.key);
-    let requests = Arc::clone(&app.requests);
+    let (requests, paces) = (Arc::clone(&app.requests), Arc::clone(&app.paces));
+    // What a service in a sandbox says of its own pages is its business.
+    let proxied = Router::new()
+        .route("/sandboxes/{id}/proxy/{port}", any(traffic::proxy))
+        .route("/sandboxes/{id}/proxy/{port}/", any(traffic::proxy))
+        .route("/sandboxes/{id}/proxy/{port}/{*path}", any(traffic::proxy));
     let routes = Router::new()
         .route("/health", get(host::health))
         .route("/version", get(host::version))
@@ -128,9 +155,6 @@ pub(crate) fn with_state(app: App, door: Door) -> Router {
         .route("/sandboxes/{id}/sessions", get(sandboxes::sessions))
         .route("/sandboxes/{id}/ports", get(traffic::ports))
         .route("/sandboxes/{id}/tunnel/{port}", get(traffic::tunnel))
-        .route("/sandboxes/{id}/proxy/{port}", any(traffic::proxy))
-        .route("/sandboxes/{id}/proxy/{port}/", any(traffic::proxy))
-        .route("/sandboxes/{id}/proxy/{port}/{*path}", any(traffic::proxy))
         .route(
             "/sandboxes/{id}/publish",
             get(publish::of_sandbox).post(publish::publish).delete(publish::unpublish),
@@ -144,6 +168,9 @@ pub(crate) fn with_state(app: App, door: Door) -> Router {
         .route("/sandboxes/{id}/files", get(files::read).head(files::head).put(files::write))
         .fallback(host::not_found)
         .method_not_allowed_fallback(host::wrong_method)
+        .layer(middleware::map_response(harden))
+        .merge(proxied)
+        .layer(middleware::from_fn_with_state(paces, pace))
         // Each route bounds its own body: JSON at 4 MiB, uploads by the guest's disk.
         .layer(DefaultBodyLimit::disable())
         .with_state(app);

@@ -5,7 +5,7 @@
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode, header};
-use bhatti_server::{AdminKey, Door, openapi_json, router};
+use bhatti_server::{AdminKey, Door, UserPace, openapi_json, router};
 use http_body_util::BodyExt as _;
 use sandbox::{Host, HostConfig};
 use tempfile::TempDir;
@@ -21,12 +21,12 @@ async fn host() -> (TempDir, Host) {
 
 async fn unix() -> (TempDir, Router) {
     let (dir, host) = host().await;
-    (dir, router(host, Door::Unix))
+    (dir, router(host, Door::Unix, UserPace::NONE))
 }
 
 async fn tcp(loopback: bool) -> (TempDir, Router) {
     let (dir, host) = host().await;
-    (dir, router(host, Door::Tcp { key: AdminKey::new(KEY), loopback }))
+    (dir, router(host, Door::Tcp { key: AdminKey::new(KEY), loopback }, UserPace::NONE))
 }
 
 fn request(method: Method, path: &str, body: impl Into<Body>) -> Request<Body> {
@@ -80,6 +80,23 @@ async fn a_web_page_that_rebound_its_name_is_refused_on_loopback_only() {
     refused(&local, foreign(), 400, "bad_request").await;
     let (_dir, open) = tcp(false).await;
     assert_eq!(answer(&open, foreign()).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn browsers_are_told_that_answers_are_data_and_no_other_origin_may_read_them() {
+    let (_dir, router) = tcp(true).await;
+    for path in ["/health", "/sandboxes", "/nope"] {
+        let mut request = request(Method::GET, path, "");
+        request.headers_mut().insert(header::ORIGIN, "https://evil.example".parse().unwrap());
+        request.headers_mut().insert(header::AUTHORIZATION, format!("Bearer {KEY}").parse().unwrap());
+        let response = answer(&router, request).await;
+        let headers = response.headers();
+        assert_eq!(headers[header::X_CONTENT_TYPE_OPTIONS], "nosniff", "{path}");
+        assert_eq!(headers[header::X_FRAME_OPTIONS], "DENY", "{path}");
+        assert_eq!(headers[header::CACHE_CONTROL], "no-store", "{path}");
+        assert!(headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap().contains("default-src 'none'"));
+        assert!(!headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN), "{path}");
+    }
 }
 
 #[tokio::test]

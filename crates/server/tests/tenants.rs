@@ -8,9 +8,9 @@ use std::path::Path;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
-use bhatti_server::{AdminKey, Door, openapi_json, router};
+use bhatti_server::{AdminKey, Door, UserPace, openapi_json, router};
 use http_body_util::BodyExt as _;
-use sandbox::{Host, HostConfig};
+use sandbox::{Host, HostConfig, Pace};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tower::ServiceExt as _;
@@ -29,9 +29,18 @@ impl House {
         Self { _dir: dir, router }
     }
 
+    async fn paced(pace: UserPace) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::open(HostConfig::new(dir.path())).await.unwrap();
+        Self {
+            router: router(host, Door::Tcp { key: AdminKey::new(ADMIN), loopback: true }, pace),
+            _dir: dir,
+        }
+    }
+
     async fn again(dir: &Path) -> Router {
         let host = Host::open(HostConfig::new(dir)).await.unwrap();
-        router(host, Door::Tcp { key: AdminKey::new(ADMIN), loopback: true })
+        router(host, Door::Tcp { key: AdminKey::new(ADMIN), loopback: true }, UserPace::NONE)
     }
 
     async fn ask(&self, key: &str, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
@@ -357,4 +366,27 @@ async fn a_quota_says_what_is_reached_and_counts_what_is_under_way() {
     let left = house.get(&alice, "/volumes").await;
     assert_eq!(left.as_array().unwrap().len(), 2, "what was refused left nothing: {left}");
     assert_eq!(house.ask(&alice, "DELETE", "/volumes/one", None).await.0, StatusCode::NO_CONTENT.as_u16());
+}
+
+#[tokio::test]
+async fn a_user_who_asks_too_fast_waits_and_nobody_else_does() {
+    let slow = |burst| Pace { rate: 1, burst };
+    let house = House::paced(UserPace { requests: slow(1000), changes: slow(5), connections: 1 }).await;
+    let (alice, bob) =
+        (house.user(json!({ "name": "alice" })).await, house.user(json!({ "name": "bob" })).await);
+    let delete = ("DELETE", "/volumes/none");
+    let mut statuses = Vec::new();
+    while statuses.last() != Some(&429) {
+        let (status, said) = house.ask(&alice, delete.0, delete.1, None).await;
+        assert!(status == 404 || said["error"]["code"] == "rate_limited", "{said}");
+        statuses.push(status);
+        assert!(statuses.len() < 500, "nothing is refused");
+    }
+    assert!(statuses.len() > 5, "the burst is let through: {statuses:?}");
+    // Looking is another class, others are others, and the admin is not held back.
+    assert_eq!(house.get(&alice, "/volumes").await, json!([]));
+    assert_eq!(house.ask(&bob, delete.0, delete.1, None).await.0, 404);
+    for _ in 0..50 {
+        assert_eq!(house.ask(ADMIN, delete.0, delete.1, None).await.0, 404);
+    }
 }

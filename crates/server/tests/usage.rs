@@ -5,7 +5,7 @@
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
-use bhatti_server::{Door, router};
+use bhatti_server::{Door, UserPace, router};
 use http_body_util::BodyExt as _;
 use sandbox::{Host, HostConfig};
 use serde_json::Value;
@@ -21,7 +21,7 @@ async fn get(router: &Router, path: &str) -> (StatusCode, Value) {
 #[tokio::test]
 async fn usage_has_all_figures_of_everything_in_the_data_directory() {
     let dir = tempfile::tempdir().unwrap();
-    let router = router(Host::open(HostConfig::new(dir.path())).await.unwrap(), Door::Unix);
+    let router = router(Host::open(HostConfig::new(dir.path())).await.unwrap(), Door::Unix, UserPace::NONE);
     std::fs::create_dir(dir.path().join("volumes/admin")).unwrap();
     std::fs::write(dir.path().join("volumes/admin/data.ext4"), vec![7; 300_000]).unwrap();
 

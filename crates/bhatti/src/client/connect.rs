@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use types::Owner;
 
-use super::{Body, broke_off};
+use super::{Body, broke_off, tls};
 use crate::args::Global;
 use crate::failure::{Failure, Result};
 use crate::socket::ShortPath;
@@ -27,14 +27,15 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
     Unix(PathBuf),
-    Tcp(String),
+    Tcp { authority: String, tls: bool },
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "{}", path.display()),
-            Self::Tcp(authority) => write!(f, "http://{authority}"),
+            Self::Tcp { authority, tls: false } => write!(f, "http://{authority}"),
+            Self::Tcp { authority, tls: true } => write!(f, "https://{authority}"),
         }
     }
 }
@@ -46,6 +47,8 @@ pub struct Daemon {
     token: Option<String>,
     /// Whom to act for.
     owner: Option<Owner>,
+    /// A certificate to trust in place of those that this host trusts.
+    cacert: Option<PathBuf>,
 }
 
 impl fmt::Display for Daemon {
@@ -61,7 +64,7 @@ impl Daemon {
         let data_dir = data_dir(global)?;
         let places = match global.url.as_deref().filter(|url| !url.is_empty()) {
             Some(url) => vec![parse_url(url)?],
-            None => vec![Place::Unix(data_dir.join("bhatti.sock")), Place::Tcp(DEFAULT_AUTHORITY.to_owned())],
+            None => vec![Place::Unix(data_dir.join("bhatti.sock")), Place::plain(DEFAULT_AUTHORITY)],
         };
         // Another daemon's socket needs no key, and would not know this one.
         let elsewhere = global.url.is_some() && matches!(places.as_slice(), [Place::Unix(_)]);
@@ -74,13 +77,13 @@ impl Daemon {
             }
             _ => None,
         };
-        Ok(Self { places, token, owner: global.owner.clone() })
+        Ok(Self { places, token, owner: global.owner.clone(), cacert: global.cacert.clone() })
     }
 
     /// A request to be completed: its line, host and key.
     pub fn request(&self, method: Method, path: &str) -> request::Builder {
         let host = self.places.iter().find_map(|place| match place {
-            Place::Tcp(authority) => Some(authority.as_str()),
+            Place::Tcp { authority, .. } => Some(authority.as_str()),
             Place::Unix(_) => None,
         });
         let path = match &self.owner {
@@ -108,13 +111,19 @@ impl Daemon {
                         let stream = UnixStream::connect(ShortPath::new(path)?.path()).await?;
                         Ok(speak(stream, place).await)
                     }
-                    Place::Tcp(authority) => {
+                    Place::Tcp { authority, tls } => {
                         let stream =
                             tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(authority.as_str()))
                                 .await
                                 .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
                         stream.set_nodelay(true)?;
-                        Ok(speak(stream, place).await)
+                        if !tls {
+                            return Ok(speak(stream, place).await);
+                        }
+                        Ok(match tls::agree(stream, authority, self.cacert.as_deref()).await {
+                            Ok(stream) => speak(stream, place).await,
+                            Err(failure) => Err(failure),
+                        })
                     }
                 }
             };
@@ -131,10 +140,14 @@ impl Daemon {
 }
 
 impl Place {
+    fn plain(authority: &str) -> Self {
+        Self::Tcp { authority: authority.to_owned(), tls: false }
+    }
+
     fn is_here(&self) -> bool {
         match self {
             Self::Unix(_) => true,
-            Self::Tcp(authority) => {
+            Self::Tcp { authority, .. } => {
                 let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
                 let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
                 host == "localhost" || address.is_ok_and(|address| address.is_loopback())
@@ -157,22 +170,24 @@ where
 fn parse_url(url: &str) -> Result<Place> {
     let wrong = |why: &str| {
         Failure { exit: crate::failure::USAGE, ..Failure::new("usage", format!("--url {url:?}: {why}")) }
-            .hint("use http://HOST:PORT or unix:/PATH")
+            .hint("use http://HOST:PORT, https://HOST:PORT or unix:/PATH")
     };
     if let Some(path) = url.strip_prefix("unix:") {
         let path = path.strip_prefix("//").unwrap_or(path);
         return Ok(Place::Unix(PathBuf::from(path)));
     }
-    if url.starts_with("https:") {
-        return Err(wrong("TLS is not spoken here; use a tunnel"));
-    }
-    let authority = url.strip_prefix("http://").ok_or_else(|| wrong("it is neither http nor unix"))?;
+    let (tls, authority) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+        (Some(authority), _) => (false, authority),
+        (_, Some(authority)) => (true, authority),
+        _ => return Err(wrong("it is neither http, https nor unix")),
+    };
     let authority = authority.trim_end_matches('/');
     if authority.is_empty() || authority.contains(['/', '?', '#', '@']) {
         return Err(wrong("it has more or less than a host and a port"));
     }
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    Ok(Place::Tcp(if has_port { authority.to_owned() } else { format!("{authority}:8080") }))
+    let authority = if has_port { authority.to_owned() } else { format!("{authority}:8080") };
+    Ok(Place::Tcp { authority, tls })
 }
 
 /// `--data-dir`; else the usual place for this user.
@@ -203,6 +218,7 @@ mod tests {
             url: url.map(str::to_owned),
             token: None,
             owner: None,
+            cacert: None,
             data_dir: Some(dir.to_owned()),
         }
     }
@@ -211,10 +227,12 @@ mod tests {
     fn urls_are_unix_paths_or_a_host_and_a_port() {
         assert_eq!(parse_url("unix:/run/b.sock").unwrap(), Place::Unix("/run/b.sock".into()));
         assert_eq!(parse_url("unix:///run/b.sock").unwrap(), Place::Unix("/run/b.sock".into()));
-        assert_eq!(parse_url("http://h:1/").unwrap(), Place::Tcp("h:1".into()));
-        assert_eq!(parse_url("http://[::1]:1").unwrap(), Place::Tcp("[::1]:1".into()));
-        assert_eq!(parse_url("http://h").unwrap(), Place::Tcp("h:8080".into()));
-        for bad in ["https://h", "h:1", "http://", "http://u@h", "http://h/x"] {
+        assert_eq!(parse_url("http://h:1/").unwrap(), Place::plain("h:1"));
+        assert_eq!(parse_url("http://[::1]:1").unwrap(), Place::plain("[::1]:1"));
+        assert_eq!(parse_url("http://h").unwrap(), Place::plain("h:8080"));
+        let secure = Place::Tcp { authority: "h:443".into(), tls: true };
+        assert_eq!(parse_url("https://h:443").unwrap(), secure);
+        for bad in ["https://", "h:1", "http://", "http://u@h", "http://h/x"] {
             assert_eq!(parse_url(bad).unwrap_err().exit, crate::failure::USAGE, "{bad}");
         }
     }
