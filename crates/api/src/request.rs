@@ -33,6 +33,14 @@ pub struct CreateRequest {
     /// addresses (`10.1.0.0/16`) and names (`pypi.org`, `*.debian.org`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress: Option<Vec<String>>,
+    /// How much its network may carry in a second in each direction: bytes and perhaps packets, such as `20M` or `20M:5000`,
+    /// or `unlimited`; as the daemon was told when missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub net_rate: Option<String>,
+    /// How much its disks may read and write together in a second: bytes and perhaps operations, such as `100M:2000`, or
+    /// `unlimited`; as the daemon was told when missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_rate: Option<String>,
     /// Files placed before the first command.
     pub files: Vec<FileSpec>,
     /// Volumes attached from the start.
@@ -74,6 +82,8 @@ impl Default for CreateRequest {
             secrets: Vec::new(),
             net: None,
             egress: None,
+            net_rate: None,
+            disk_rate: None,
             files: Vec::new(),
             volumes: Vec::new(),
             init: None,
@@ -153,6 +163,12 @@ pub struct EditRequest {
     /// Whether that is done also while its guest is busy or a detached command runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sleep_busy: Option<bool>,
+    /// How much its network may carry, from its next start on: as at create, or `default` for what the daemon was told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub net_rate: Option<String>,
+    /// How much its disks may read and write, at once: as at create, or `default` for what the daemon was told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_rate: Option<String>,
     /// Labels to set; an empty value removes the label.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,

@@ -50,6 +50,10 @@ pub struct Sandbox {
     pub net: String,
     /// What it may reach.
     pub egress: Vec<String>,
+    /// How much its network may carry in a second in each direction (`20M:5000`: bytes, packets), or `unlimited`.
+    pub net_rate: String,
+    /// How much its disks may read and write together in a second (`100M:2000`: bytes, operations), or `unlimited`.
+    pub disk_rate: String,
     /// Its own IPv4 address, on a line that it is alone on; null without a network.
     pub ip: Option<String>,
     /// RFC 3339.

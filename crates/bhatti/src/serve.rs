@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sandbox::{Host, HostConfig, NetDefault, Pace, Prefetch, PublishLimits, SecretsKeyText, ThermalConfig};
+use sandbox::{
+    Host, HostConfig, NetDefault, Pace, Prefetch, PublishLimits, Rates, SecretsKeyText, ThermalConfig,
+};
 use server::{AdminKey, Listeners, Published, Tls, UserPace};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -205,6 +207,7 @@ fn config(global: &Global, asked: &Serve) -> Result<HostConfig> {
             wakes: usize::from(asked.publish_wakes),
         },
         backup_to: asked.backup_to.clone(),
+        rates: Rates { net: asked.net_rate, disk: asked.disk_rate },
         net: match asked.net {
             Net::Auto => NetDefault::Auto,
             Net::User => NetDefault::User,

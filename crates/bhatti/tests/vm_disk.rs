@@ -119,3 +119,41 @@ fn a_disk_has_the_size_that_was_asked_for_or_is_refused() {
         assert_eq!(host.json(&["list"]).as_array().unwrap().len(), 1);
     }
 }
+
+#[test]
+fn disks_move_no_more_than_they_may_all_together_over_sleep_copies_and_edits() {
+    let host = TestHost::start_with(BHATTI, &["--disk-rate", "512M"]);
+    host.refused(&["create", "--name", "x", "--disk-rate", "0"], 2, &["65536"]);
+    let made = host.json(&["create", "--name", "x", "--disk-rate", "2M:1000", "--volume", "data:/data"]);
+    assert_eq!((&made["disk_rate"], &made["net_rate"]), (&"2M:1000".into(), &"unlimited".into()), "{made}");
+    // Milliseconds; how fast the host is at most does not matter.
+    let took = |name: &str, script: &str| -> u64 {
+        let timed = format!(
+            "s=$EPOCHREALTIME; {script}; e=$EPOCHREALTIME; echo $(( (${{e/./}} - ${{s/./}}) / 1000 ))"
+        );
+        host.ok(&["exec", name, "--user", "root", "--", "bash", "-ec", &timed]).trim().parse().unwrap()
+    };
+    let write = |path: &str, mib: u32| {
+        format!("dd if=/dev/zero of={path} bs=64k count={} oflag=direct conv=notrunc status=none", mib * 16)
+    };
+    // The root disk and a volume share what there is.
+    let both = format!("{} & {}; wait", write("/root/f", 4), write("/data/f", 4));
+    let ms = took("x", &both);
+    assert!(ms > 3000, "8 MiB at 2 MiB a second took {ms} ms");
+    host.ok(&["stop", "x"]);
+    let ms = took("x", &write("/root/f", 6));
+    assert!(ms > 2200, "woken, 6 MiB at 2 MiB a second took {ms} ms");
+    host.ok(&["fork", "x", "--name", "y"]);
+    assert_eq!(host.json(&["inspect", "y"])["disk_rate"], "2M:1000");
+    let ms = took("y", &write("/root/f", 6));
+    assert!(ms > 2200, "in a copy, 6 MiB at 2 MiB a second took {ms} ms");
+    // At once, while the guest runs; also for a volume that comes later.
+    assert_eq!(host.json(&["edit", "x", "--disk-rate", "4M"])["disk_rate"], "4M");
+    host.ok(&["volume", "create", "more", "--size", "64"]);
+    host.ok(&["volume", "attach", "more", "x", "/more"]);
+    let ms = took("x", &write("/more/f", 12));
+    assert!(ms > 2200, "12 MiB at 4 MiB a second took {ms} ms");
+    assert_eq!(host.json(&["edit", "x", "--disk-rate", "default"])["disk_rate"], "512M");
+    assert_eq!(host.json(&["edit", "x", "--disk-rate", "unlimited"])["disk_rate"], "unlimited");
+    took("x", &write("/root/f", 4));
+}

@@ -165,3 +165,34 @@ fn what_a_sandbox_may_reach_is_kept_and_what_is_no_rule_is_refused() {
         ["exec", "names", "--timeout", "4", "--", "bash", "-c", "exec 3<>/dev/tcp/198.51.100.10/80"];
     assert_ne!(host.run(&connect).code, 0, "there is nobody at the other end of its line");
 }
+
+#[test]
+fn a_network_carries_no_more_than_it_may_in_either_direction() {
+    let lab = Lab::new(BHATTI);
+    let host = TestHost::start_with(lab.program(), &["--net", "user", "--net-rate", "64M:20000"]);
+    host.refused(&create(&["--net-rate", "fast"]), 2, &["fast", "no number"]);
+    host.refused(&create(&["--net-rate", "1K"]), 2, &["65536"]);
+    assert_eq!(host.json(&create(&["--net-rate", "1M"]))["net_rate"], "1M");
+    // Milliseconds for 4 MiB; how fast the guest is at most does not matter.
+    let took = |script: &str| -> u64 {
+        let timed = format!(
+            "s=$EPOCHREALTIME; {script}; e=$EPOCHREALTIME; echo $(( (${{e/./}} - ${{s/./}}) / 1000 ))"
+        );
+        host.ok(&["exec", "x", "--", "bash", "-ec", &timed]).trim().parse().unwrap()
+    };
+    let fetch = "exec 3<>/dev/tcp/198.51.100.10/81; [ $(wc -c <&3) = 4194304 ]";
+    let send =
+        "exec 3<>/dev/tcp/198.51.100.10/82; head -c 4194304 /dev/zero >&3; read -u 3 w; [ $w = taken ]";
+    for script in [fetch, send] {
+        let ms = took(script);
+        assert!(ms > 3500, "4 MiB at 1 MiB a second took {ms} ms: {script}");
+    }
+    // Another rate is there from the next start on; `default` is the daemon's.
+    assert_eq!(host.json(&["edit", "x", "--net-rate", "2M:1000"])["net_rate"], "2M:1000");
+    host.ok(&["stop", "x"]);
+    let ms = took(fetch);
+    assert!(ms > 1700, "4 MiB at 2 MiB a second took {ms} ms");
+    host.refused(&["edit", "x", "--net-rate", "2M:3"], 2, &["at least 20"]);
+    assert_eq!(host.json(&["edit", "x", "--net-rate", "default"])["net_rate"], "64M:20000");
+    host.ok(&["destroy", "x", "-y"]);
+}

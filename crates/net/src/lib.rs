@@ -18,6 +18,7 @@ mod address;
 mod error;
 mod filter;
 mod names;
+mod pacer;
 mod packet;
 mod reach;
 mod relay;

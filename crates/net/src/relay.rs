@@ -11,15 +11,16 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use sys::netlink::Netlink;
-use types::Egress;
+use types::{Egress, Rate};
 
 use crate::error::{Error, Result};
 use crate::filter::{Verdict, learn, outbound};
+use crate::pacer::Pacer;
 use crate::reach::Reach;
 
 /// The longest frame that either end makes: the largest IP packet and its Ethernet header, with room.
 const MOST: usize = 70_000;
-/// How much is read at once.
+/// How much is read at once, and room for that beside a frame that is not whole yet.
 const BUFFER: usize = 256 * 1024;
 
 /// What both directions look at.
@@ -36,11 +37,12 @@ impl Shared {
     }
 }
 
-/// Relays between the VMM at standard input and passt at standard output until one of them is gone.
+/// Relays between the VMM at standard input and passt at standard output until one of them is gone, letting `rate` pass
+/// in each direction. What comes faster waits at its sender, whom TCP tells.
 ///
 /// # Errors
 /// The two are no sockets, or the host's addresses cannot be read: without knowing them nothing is let through.
-pub fn relay(egress: Egress) -> Result<()> {
+pub fn relay(egress: Egress, rate: Rate) -> Result<()> {
     let io = |op| move |source| Error::Io { op, source };
     // Nothing that this process could be made to execute has more rights than it has.
     rustix::thread::set_no_new_privs(true)
@@ -80,10 +82,10 @@ pub fn relay(egress: Egress) -> Result<()> {
     let inward = Arc::clone(&shared);
     let from_passt = passt.try_clone().map_err(io("passt's end"))?;
     std::thread::spawn(move || {
-        let _gone = to_guest(from_passt, &inward, has_names);
+        let _gone = to_guest(from_passt, &inward, has_names, Pacer::new(rate));
         std::process::exit(0);
     });
-    let _gone = from_guest(vmm, passt, &shared);
+    let _gone = from_guest(vmm, passt, &shared, Pacer::new(rate));
     Ok(())
 }
 
@@ -98,15 +100,17 @@ fn host_addresses() -> io::Result<HashSet<IpAddr>> {
     Ok(Netlink::open()?.addresses()?.into_iter().map(|at| at.address).collect())
 }
 
-fn from_guest(vmm: UnixStream, mut passt: UnixStream, shared: &Shared) -> io::Result<()> {
-    let mut frames = Frames::new(vmm);
+fn from_guest(vmm: UnixStream, mut passt: UnixStream, shared: &Shared, mut pacer: Pacer) -> io::Result<()> {
+    let mut frames = Frames::new(vmm, pacer.at_once(BUFFER));
     let (mut passed, mut answers) = (Vec::new(), Vec::new());
     loop {
         frames.fill()?;
+        let mut packets = 0;
         {
             let reach = shared.reach.read().unwrap_or_else(PoisonError::into_inner);
             let host = shared.host.read().unwrap_or_else(PoisonError::into_inner);
             while let Some(frame) = frames.next()? {
+                packets += 1;
                 match outbound(frame, &reach, &host) {
                     Verdict::Pass => put(&mut passed, frame),
                     Verdict::Drop => {}
@@ -114,6 +118,7 @@ fn from_guest(vmm: UnixStream, mut passt: UnixStream, shared: &Shared) -> io::Re
                 }
             }
         }
+        pacer.wait(passed.len(), packets);
         passt.write_all(&passed)?;
         passed.clear();
         if !answers.is_empty() {
@@ -123,17 +128,20 @@ fn from_guest(vmm: UnixStream, mut passt: UnixStream, shared: &Shared) -> io::Re
     }
 }
 
-fn to_guest(passt: UnixStream, shared: &Shared, learns: bool) -> io::Result<()> {
-    let mut frames = Frames::new(passt);
+fn to_guest(passt: UnixStream, shared: &Shared, learns: bool, mut pacer: Pacer) -> io::Result<()> {
+    let mut frames = Frames::new(passt, pacer.at_once(BUFFER));
     let mut passed = Vec::new();
     loop {
         frames.fill()?;
+        let mut packets = 0;
         while let Some(frame) = frames.next()? {
+            packets += 1;
             if learns {
                 learn(frame, &mut shared.reach.write().unwrap_or_else(PoisonError::into_inner));
             }
             put(&mut passed, frame);
         }
+        pacer.wait(passed.len(), packets);
         shared.to_guest().write_all(&passed)?;
         passed.clear();
     }
@@ -153,18 +161,21 @@ struct Frames<R> {
     /// What is read and not yet taken.
     begin: usize,
     end: usize,
+    /// How much is read at once.
+    most: usize,
 }
 
 impl<R: Read> Frames<R> {
-    fn new(stream: R) -> Self {
-        Self { stream, buffer: vec![0; BUFFER], begin: 0, end: 0 }
+    fn new(stream: R, most: usize) -> Self {
+        Self { stream, buffer: vec![0; BUFFER], begin: 0, end: 0, most }
     }
 
     /// Waits for more; an error when there is none any more.
     fn fill(&mut self) -> io::Result<()> {
         self.buffer.copy_within(self.begin..self.end, 0);
         (self.begin, self.end) = (0, self.end - self.begin);
-        match self.stream.read(&mut self.buffer[self.end..]) {
+        let until = self.buffer.len().min(self.end + self.most);
+        match self.stream.read(&mut self.buffer[self.end..until]) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(len) => {
                 self.end += len;
@@ -215,7 +226,7 @@ mod tests {
         let mut bytes = Vec::new();
         wanted.iter().for_each(|frame| put(&mut bytes, frame));
         for piece in [1, 3, 1000, usize::MAX] {
-            let mut frames = Frames::new(Pieces(&bytes, piece));
+            let mut frames = Frames::new(Pieces(&bytes, piece), BUFFER);
             let mut got = Vec::new();
             while frames.fill().is_ok() {
                 while let Some(frame) = frames.next().unwrap() {
@@ -228,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_length_that_no_frame_has_ends_the_stream() {
-        let mut frames = Frames::new(&[0xff; 8][..]);
+        let mut frames = Frames::new(&[0xff; 8][..], BUFFER);
         frames.fill().unwrap();
         assert!(frames.next().is_err());
     }

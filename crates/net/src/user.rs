@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::process::{Child, Command};
-use types::Egress;
+use types::{Egress, Rate};
 
 use crate::address::{Address, DNS, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6};
 use crate::error::{Error, Result};
@@ -28,7 +28,7 @@ pub struct User {
 }
 
 impl User {
-    /// Looks for passt in `PATH`. `relay` is the command that runs [`crate::relay`] with the rules as its arguments.
+    /// Looks for passt in `PATH`. `relay` is the command that runs [`crate::relay`] with the rate and the rules as its arguments.
     ///
     /// # Errors
     /// `Missing`.
@@ -48,25 +48,40 @@ impl User {
         &self.passt
     }
 
-    /// Starts passt and the relay at the far end of a line. What they have to say goes to `log`.
+    /// Starts passt and the relay at the far end of a line, which lets `rate` pass in each direction. What they have to say
+    /// goes to `log`.
     ///
     /// # Errors
     /// `Spawn`, `Io`.
-    pub fn connect(&self, far: FarEnd, address: &Address, egress: &Egress, log: &Path) -> Result<Line> {
+    pub fn connect(
+        &self,
+        far: FarEnd,
+        address: &Address,
+        egress: &Egress,
+        rate: Rate,
+        log: &Path,
+    ) -> Result<Line> {
         let io = |op| move |source| Error::Io { op, source };
         let words = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(log);
         let words = words.map_err(io("opening the log of the network"))?;
         let again = || words.try_clone().map_err(io("opening the log of the network"));
         let (relays, passts) = UnixStream::pair().map_err(io("making a socket pair"))?;
-        let relay = self.start_relay(far, relays, egress, again()?)?;
+        let relay = self.start_relay(far, relays, egress, rate, again()?)?;
         let passt = self.start_passt(passts, address, again()?)?;
         Ok(Line { children: [("passt", passt), ("the relay", relay)], log: log.to_owned() })
     }
 
-    fn start_relay(&self, far: FarEnd, relays: UnixStream, egress: &Egress, log: File) -> Result<Child> {
+    fn start_relay(
+        &self,
+        far: FarEnd,
+        relays: UnixStream,
+        egress: &Egress,
+        rate: Rate,
+        log: File,
+    ) -> Result<Child> {
         let (program, first) = self.relay.split_first().map_or(("", &[][..]), |(a, b)| (a.as_str(), b));
         let mut command = Command::new(program);
-        command.args(first).args(egress.words()).current_dir("/").process_group(0);
+        command.args(first).arg(rate.to_string()).args(egress.words()).current_dir("/").process_group(0);
         command.stdin(Stdio::from(far.0)).stdout(Stdio::from(OwnedFd::from(relays))).stderr(Stdio::from(log));
         command.env_clear();
         if self.as_root {
@@ -197,20 +212,20 @@ mod tests {
         let (vmm, far) = line().unwrap();
         let log = dir.path().join("net.log");
         let egress = Egress::public();
-        let mut line = user.connect(far, &Address::of(&[1; 32]), &egress, &log).unwrap();
+        let mut line = user.connect(far, &Address::of(&[1; 32]), &egress, Rate::UNLIMITED, &log).unwrap();
         drop(vmm);
         for (_, child) in &mut line.children {
             child.wait().await.unwrap();
         }
         let failing = User { relay: script("echo no way >&2; exit 3"), ..user };
         let (_vmm, far) = super::line().unwrap();
-        let mut line = failing.connect(far, &Address::of(&[1; 32]), &egress, &log).unwrap();
+        let mut line = failing.connect(far, &Address::of(&[1; 32]), &egress, Rate::UNLIMITED, &log).unwrap();
         line.children[1].1.wait().await.unwrap();
         line.children[0].1.wait().await.unwrap();
         assert!(line.trouble().unwrap().contains("no way"));
         let nowhere = User { passt: "/no/such".into(), ..failing };
         let (_vmm, far) = super::line().unwrap();
-        let error = nowhere.connect(far, &Address::of(&[1; 32]), &egress, &log).unwrap_err();
+        let error = nowhere.connect(far, &Address::of(&[1; 32]), &egress, Rate::UNLIMITED, &log).unwrap_err();
         assert!(error.to_string().contains("/no/such"));
     }
 }

@@ -13,7 +13,7 @@ use storage::{Freeze, Manifest, RunState, SandboxDir, StagedSnapshot, StagedVolu
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::ReusableBoxFuture;
-use types::{After, Boot, CloneMethod, Mebibytes, SandboxName, Timestamp, VolumeMount, VolumeName};
+use types::{After, Boot, CloneMethod, Mebibytes, Rate, SandboxName, Timestamp, VolumeMount, VolumeName};
 use vm::{End, Machine};
 
 use crate::attached::{Begun, Change};
@@ -43,6 +43,10 @@ pub struct Edit {
     pub cold_after: Option<Option<After>>,
     /// Whether to do so while its guest is busy.
     pub sleep_busy: Option<bool>,
+    /// How much its network may carry; `Some(None)` is as the host says.
+    pub net_rate: Option<Option<Rate>>,
+    /// How much its disks may read and write; `Some(None)` is as the host says.
+    pub disk_rate: Option<Option<Rate>>,
     /// Labels to set; an empty value removes the label.
     pub labels: types::Labels,
 }
@@ -300,6 +304,8 @@ impl Actor {
         rule.cold_after = edit.cold_after.unwrap_or(rule.cold_after);
         rule.sleep_busy = edit.sleep_busy.or(rule.sleep_busy);
         rule.check(self.services.config.thermal.times)?;
+        manifest.net_rate = edit.net_rate.unwrap_or(manifest.net_rate);
+        manifest.disk_rate = edit.disk_rate.unwrap_or(manifest.disk_rate);
         for (key, value) in edit.labels {
             if value.is_empty() {
                 manifest.labels.remove(&key);
@@ -308,6 +314,9 @@ impl Actor {
             }
         }
         if manifest != self.manifest {
+            if let (true, Some(running)) = (edit.disk_rate.is_some(), &self.running) {
+                self.services.config.rates.hold_anew(&running.machine, &manifest).await?;
+            }
             self.commit(manifest).await?;
             self.publish();
             self.index();
@@ -465,6 +474,8 @@ impl Actor {
             volumes: if self.state == State::Gone { Vec::new() } else { volumes_of(manifest) },
             secrets: manifest.secrets.clone(),
             net: net_of(manifest),
+            net_rate: self.services.config.rates.of_net(manifest),
+            disk_rate: self.services.config.rates.of_disk(manifest),
             created_at: manifest.created_at,
             last_active_at: self.shared.activity.last_active(),
             generation: manifest.generation,

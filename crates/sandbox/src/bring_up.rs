@@ -214,6 +214,7 @@ pub(crate) async fn let_go(
         if !to_be_plugged.is_empty() {
             watch.lap("plug");
         }
+        services.config.rates.hold(&machine, manifest).await?;
         let mounts = if to_be_plugged.is_empty() { Vec::new() } else { attached::mounts_of(manifest) };
         let timeout = services.config.boot_timeout;
         let (secrets, missing) = services.secrets_of(manifest).await?;

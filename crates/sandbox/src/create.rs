@@ -138,6 +138,8 @@ pub(crate) fn actor(
         volumes: crate::actor::volumes_of(&manifest),
         secrets: manifest.secrets.clone(),
         net: crate::actor::net_of(&manifest),
+        net_rate: services.config.rates.of_net(&manifest),
+        disk_rate: services.config.rates.of_disk(&manifest),
         created_at: manifest.created_at,
         last_active_at: activity.last_active(),
         generation: manifest.generation,
@@ -269,6 +271,8 @@ pub(crate) fn manifest(
         volumes: Vec::new(),
         secrets: spec.secrets.clone(),
         net: None,
+        net_rate: spec.net_rate,
+        disk_rate: spec.disk_rate,
         machine: template.spec.machine.clone(),
         memory: None,
     };

@@ -39,6 +39,7 @@ mod prefetch;
 mod publish;
 mod quota;
 mod ram;
+mod rates;
 mod registry;
 mod relief;
 mod reopen;
@@ -82,6 +83,7 @@ pub use metrics::{Family, Histogram, Sample, SampleValue};
 pub use network::NetDefault;
 pub use prefetch::Prefetch;
 pub use publish::{Admitted, Publication, PublishLimits};
+pub use rates::Rates;
 pub use remote::{
     BackupId, BackupIdError, Keep, Listed, Progress as BackupProgress, PrunePlan, PruneReport, Summary,
 };

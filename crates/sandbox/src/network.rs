@@ -187,7 +187,13 @@ impl Services {
         let Some(user) = &self.network.user else {
             return Wired { line: None, failed: self.network.why_not.clone() };
         };
-        match user.connect(far, &address(&manifest.id), &record.egress, &dir.join(layout::NET_LOG)) {
+        match user.connect(
+            far,
+            &address(&manifest.id),
+            &record.egress,
+            self.config.rates.of_net(manifest),
+            &dir.join(layout::NET_LOG),
+        ) {
             Ok(line) => Wired { line: Some(line), failed: None },
             Err(error) => {
                 let why = Error::new(ErrorKind::Internal, "passt").source(error).with_causes();

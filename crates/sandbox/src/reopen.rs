@@ -124,6 +124,10 @@ async fn take_over(mut actor: Actor, id: &SandboxId) -> Actor {
                 tracing::error!(error = %error.with_causes(), %id, "a volume that it should have could not be given to it");
             }
             let (services, manifest) = (&actor.services, &actor.manifest);
+            // The daemon before may have been told something else.
+            if let Err(error) = services.config.rates.hold_anew(&machine, manifest).await {
+                tracing::error!(error = %error.with_causes(), %id, "its disks could not be throttled");
+            }
             let charge = services.charge_anyway(&manifest.owner, manifest.cpus, manifest.memory_mib);
             let memory = services.memory.note(manifest.memory_mib).charged(charge);
             actor.running = Some(Running::new(machine, guest, memory));

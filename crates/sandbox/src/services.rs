@@ -62,6 +62,8 @@ pub struct HostConfig {
     pub backup_to: Option<String>,
     /// The network of sandboxes that do not say.
     pub net: crate::network::NetDefault,
+    /// What sandboxes may move in a second that do not say.
+    pub rates: crate::rates::Rates,
     /// The command that runs `net::relay`, with the rules as its arguments.
     pub net_relay: Vec<String>,
     /// The key that secrets are sealed to (`AGE-SECRET-KEY-1...`); that of the data directory when missing.
@@ -89,6 +91,7 @@ impl HostConfig {
             publish: crate::publish::PublishLimits::default(),
             backup_to: None,
             net: crate::network::NetDefault::None,
+            rates: crate::rates::Rates::default(),
             net_relay: Vec::new(),
             secrets_key: None,
         }

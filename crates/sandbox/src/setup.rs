@@ -255,6 +255,8 @@ fn default_spec() -> Result<SandboxSpec> {
         secrets: Vec::new(),
         net: None,
         egress: None,
+        net_rate: None,
+        disk_rate: None,
         files: Vec::new(),
         volumes: Vec::new(),
         init: None,

@@ -46,6 +46,10 @@ pub struct SandboxView {
     pub secrets: Vec<SecretName>,
     /// How it reaches the world, if it does.
     pub net: Option<NetView>,
+    /// How much its network may carry in each direction.
+    pub net_rate: types::Rate,
+    /// How much its disks may read and write together.
+    pub disk_rate: types::Rate,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it was last used.

@@ -269,6 +269,7 @@ impl Actor {
         pad: bool,
         secrets: Option<wire::Secrets>,
     ) -> Result<guest::Guest> {
+        self.services.config.rates.hold(machine, &self.manifest).await?;
         machine.resume().await?;
         let net = network::told(&self.manifest);
         let greeting = launch::Greeting { secrets, net, ..launch::Greeting::plain(pad) };
@@ -363,9 +364,15 @@ impl Actor {
         let Wiring { vmm, line } = self.services.wire(&self.manifest, self.dir.path())?;
         let spec = Frame::of(&self.manifest, below).spec(qemu, &kernel, base, false, vmm.is_some());
         let machine = Machine::launch_on_line(qemu, &spec, self.dir.path(), lock, vmm).await?;
-        if smaller && let Err(error) = machine.resize_root(self.manifest.disk_size_mib.bytes()).await {
+        let made_ready = async {
+            if smaller {
+                machine.resize_root(self.manifest.disk_size_mib.bytes()).await?;
+            }
+            self.services.config.rates.hold(&machine, &self.manifest).await
+        };
+        if let Err(error) = made_ready.await {
             machine.kill().await?;
-            return Err(error.into());
+            return Err(error);
         }
         watch.lap("spawn");
         Ok((machine, line))

@@ -35,6 +35,8 @@ pub(crate) fn create(
         secrets,
         net,
         egress,
+        net_rate,
+        disk_rate,
         files,
         volumes,
         init,
@@ -57,6 +59,8 @@ pub(crate) fn create(
         secrets: secret_names(&secrets)?,
         net: net.map(|mode| mode.parse()).transpose()?,
         egress: egress.map(|words| Egress::from_words(&words)).transpose()?,
+        net_rate: net_rate.map(|rate| rate.parse()).transpose()?,
+        disk_rate: disk_rate.map(|rate| rate.parse()).transpose()?,
         files: files.into_iter().map(guest_file).collect::<Result<_, _>>()?,
         volumes: volumes.into_iter().map(volume).collect::<Result<_, _>>()?,
         init: init.filter(|command| !command.trim().is_empty()),
@@ -109,6 +113,8 @@ pub(crate) fn only_what_a_copy_takes(request: &api::CreateRequest) -> Result<(),
         ("secrets", !request.secrets.is_empty()),
         ("net", request.net.is_some()),
         ("egress", request.egress.is_some()),
+        ("net_rate", request.net_rate.is_some()),
+        ("disk_rate", request.disk_rate.is_some()),
         ("files", !request.files.is_empty()),
         ("volumes", !request.volumes.is_empty()),
         ("init", request.init.is_some()),
@@ -221,15 +227,31 @@ pub(crate) fn label_filters(filters: Vec<String>) -> Result<Labels, Refusal> {
 
 /// A change of a sandbox's description.
 pub(crate) fn edit(request: api::EditRequest) -> Result<sandbox::Edit, Refusal> {
-    let api::EditRequest { name, keep_hot, warm_after_sec, cold_after_sec, sleep_busy, labels } = request;
+    let api::EditRequest {
+        name,
+        keep_hot,
+        warm_after_sec,
+        cold_after_sec,
+        sleep_busy,
+        net_rate,
+        disk_rate,
+        labels,
+    } = request;
     Ok(sandbox::Edit {
         name: name.map(|name| name.parse()).transpose()?,
         keep_hot,
         warm_after: warm_after_sec.map(after),
         cold_after: cold_after_sec.map(after),
         sleep_busy,
+        net_rate: net_rate.map(|rate| rate_or_default(&rate)).transpose()?,
+        disk_rate: disk_rate.map(|rate| rate_or_default(&rate)).transpose()?,
         labels,
     })
+}
+
+/// A rate; `None` is as the host says.
+fn rate_or_default(text: &str) -> Result<Option<types::Rate>, Refusal> {
+    Ok(if text == "default" { None } else { Some(text.parse()?) })
 }
 
 /// A command, and the bytes for its standard input.

@@ -34,6 +34,8 @@ pub(crate) fn sandbox(view: sandbox::SandboxView) -> api::Sandbox {
         secrets: view.secrets.into_iter().map(String::from).collect(),
         net: net.as_ref().map_or(types::NetMode::None, |net| net.mode).to_string(),
         egress: net.as_ref().map_or_else(|| vec![types::Egress::NONE.to_owned()], |net| net.egress.words()),
+        net_rate: view.net_rate.to_string(),
+        disk_rate: view.disk_rate.to_string(),
         ip: net.map(|net| net.ip.to_string()),
         created_at: view.created_at.to_string(),
         last_active_at: view.last_active_at.to_string(),

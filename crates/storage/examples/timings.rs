@@ -161,6 +161,8 @@ fn round(
         volumes: Vec::new(),
         secrets: Vec::new(),
         net: None,
+        net_rate: None,
+        disk_rate: None,
         image: template.spec.image.clone(),
         kernel: template.spec.kernel.clone(),
         cpus: 1,

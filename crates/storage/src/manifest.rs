@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use types::{
     Accel, Bytes, ContentId, Egress, ImageName, Labels, LayerId, MAX_VOLUMES, Mebibytes, MountPath, NetMode,
-    Owner, SandboxId, SandboxName, SecretName, StorageLayout, ThermalRule, Timestamp, VolumeName,
+    Owner, Rate, SandboxId, SandboxName, SecretName, StorageLayout, ThermalRule, Timestamp, VolumeName,
     check_mounts,
 };
 
@@ -207,6 +207,12 @@ pub struct Manifest {
     /// How it reaches the world; not at all when missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<NetRecord>,
+    /// How much its network may carry in a second in each direction; as the host says when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_rate: Option<Rate>,
+    /// How much its disks may read and write together in a second; as the host says when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_rate: Option<Rate>,
     /// The machine it runs on.
     pub machine: MachineRecord,
     /// The memory image; there is one if and only if the state is cold.
@@ -351,6 +357,8 @@ mod tests {
                 mode: NetMode::User,
                 egress: Egress::from_words(&["10.1.0.0/16", "pypi.org"]).unwrap(),
             }),
+            net_rate: Some("20M".parse().unwrap()),
+            disk_rate: Some("100M:2000".parse().unwrap()),
             machine: MachineRecord {
                 qemu_version: "7.2.22".to_owned(),
                 machine_type: "pc-q35-7.2".to_owned(),
@@ -385,7 +393,13 @@ mod tests {
             vm_unpacked_bytes: None,
             ..memory
         };
-        let fifth_sample = || Manifest { net: None, memory: sample().memory.map(plain), ..sample() };
+        let fifth_sample = || Manifest {
+            net: None,
+            net_rate: None,
+            disk_rate: None,
+            memory: sample().memory.map(plain),
+            ..sample()
+        };
         let fourth_sample = || Manifest { secrets: Vec::new(), ..fifth_sample() };
         let third_sample = || Manifest { thermal: ThermalRule::default(), ..fourth_sample() };
         let golden = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);

@@ -9,7 +9,7 @@
 //!          each with a service on port 80, and one on 22
 //! ```
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt;
@@ -84,6 +84,23 @@ fn greet_in(namespace: &Child, port: u16) {
             let Ok(mut stream) = stream else { return };
             // Who went away again did not want to be greeted.
             let _written = stream.write_all(GREETING);
+        }
+    });
+}
+
+/// Gives 4 MiB to whoever connects, or takes as much and says so, on every IPv4 address of the namespace.
+fn move_in(namespace: &Child, port: u16, gives: bool) {
+    let make = move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("listens");
+    serve_in(namespace, make, move |listener| {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            // Who went away again has had enough.
+            let _moved = if gives {
+                std::io::copy(&mut std::io::repeat(7).take(4 << 20), &mut stream)
+            } else {
+                let taken = std::io::copy(&mut (&stream).take(4 << 20), &mut std::io::sink());
+                taken.and_then(|bytes| stream.write_all(b"taken\n").map(|()| bytes))
+            };
         }
     });
 }
@@ -183,6 +200,8 @@ impl Lab {
         greet_in(&world, 80);
         greet_in(&world, 22);
         greet_in(&host, 8099);
+        move_in(&world, 81, true);
+        move_in(&world, 82, false);
         resolve_in(&world);
         let wrapper = dir.path().join("bhatti");
         let script = format!("#!/bin/sh\nexec nsenter --target {h} --net --mount -- '{program}' \"$@\"\n");

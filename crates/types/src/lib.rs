@@ -8,6 +8,7 @@ mod id;
 mod image_config;
 mod name;
 mod quota;
+mod rate;
 mod rule;
 mod spec;
 mod time;
@@ -19,6 +20,7 @@ pub use id::{ContentId, IdError, LayerId, Nonce, SandboxId, TaskId};
 pub use image_config::{CommandDefaults, ImageConfig};
 pub use name::{Alias, ImageName, NameError, Owner, SandboxName, SecretName, SnapshotName, VolumeName};
 pub use quota::{Counted, Quota};
+pub use rate::Rate;
 pub use rule::{After, ThermalRule, ThermalTimes};
 pub use spec::{
     Accel, Arch, Boot, CloneMethod, GuestFile, InvalidSpec, Labels, NetMode, SandboxSpec, SpecLimits,

@@ -41,6 +41,10 @@ pub struct SandboxSpec {
     pub net: Option<NetMode>,
     /// What it may reach; every public address when missing.
     pub egress: Option<Egress>,
+    /// How much its network may carry in each direction; as its host says when missing.
+    pub net_rate: Option<crate::Rate>,
+    /// How much its disks may read and write together; as its host says when missing.
+    pub disk_rate: Option<crate::Rate>,
     /// Free-form labels.
     pub labels: Labels,
     /// Exempt from going to sleep by itself.
@@ -367,6 +371,8 @@ mod tests {
             init: None,
             net: None,
             egress: None,
+            net_rate: None,
+            disk_rate: None,
             labels: Labels::new(),
             keep_hot: false,
             thermal: crate::ThermalRule::default(),

@@ -15,6 +15,7 @@ mod qmp;
 mod ram;
 mod reference;
 mod spec;
+mod throttle;
 mod touched;
 mod volumes;
 

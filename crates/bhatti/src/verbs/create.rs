@@ -38,6 +38,8 @@ fn request(asked: args::Create) -> Result<api::CreateRequest> {
         secrets: asked.secret.into_iter().map(String::from).collect(),
         net: asked.net.map(|mode| mode.to_string()),
         egress: (!asked.egress.is_empty()).then_some(asked.egress),
+        net_rate: asked.net_rate.map(|rate| rate.to_string()),
+        disk_rate: asked.disk_rate.map(|rate| rate.to_string()),
         files: asked.file.into_iter().map(file).collect::<Result<_>>()?,
         volumes: asked
             .volume

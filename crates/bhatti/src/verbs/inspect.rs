@@ -77,6 +77,8 @@ pub async fn edit(client: &Client, json: bool, asked: args::Edit) -> Result<u8> 
         warm_after_sec: asked.idle.warm_after.map(args::AfterArg::asked),
         cold_after_sec: asked.idle.cold_after.map(args::AfterArg::asked),
         sleep_busy: asked.idle.busy(),
+        net_rate: asked.net_rate.map(|rate| rate.to_string()),
+        disk_rate: asked.disk_rate.map(|rate| rate.to_string()),
         labels: asked.label.into_iter().map(|Pair(key, value)| (key, value)).collect(),
     };
     let sandbox: api::Sandbox =
@@ -100,7 +102,7 @@ fn show(json: bool, sandbox: &api::Sandbox) {
         ("status", status(&sandbox.status, &sandbox.thermal)),
         ("cpus", sandbox.cpus.to_string()),
         ("memory", format!("{} MiB", sandbox.memory_mb)),
-        ("disk", format!("{} MiB ({})", sandbox.disk_size_mb, sandbox.clone)),
+        ("disk", format!("{} MiB ({}){}", sandbox.disk_size_mb, sandbox.clone, rate(&sandbox.disk_rate))),
         ("network", network(sandbox)),
         ("keep hot", if sandbox.keep_hot { "yes" } else { "no" }.to_owned()),
         ("idle", idle(sandbox)),
@@ -134,8 +136,24 @@ fn show(json: bool, sandbox: &api::Sandbox) {
 /// How it reaches the world, and what of it.
 fn network(sandbox: &api::Sandbox) -> String {
     match &sandbox.ip {
-        Some(ip) => format!("{} ({ip}), reaches {}", sandbox.net, sandbox.egress.join(", ")),
+        Some(ip) => {
+            format!(
+                "{} ({ip}), reaches {}{}",
+                sandbox.net,
+                sandbox.egress.join(", "),
+                rate(&sandbox.net_rate)
+            )
+        }
         None => sandbox.net.clone(),
+    }
+}
+
+/// What it may move in a second, if that is limited.
+fn rate(rate: &str) -> String {
+    if rate == types::Rate::UNLIMITED.to_string() {
+        String::new()
+    } else {
+        format!(", at most {rate} a second")
     }
 }
 
