@@ -25,7 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use types::{Accel, Mebibytes, StorageLayout, ThermalTimes};
 
-use crate::args::{Accelerator, Global, Layout, Listen, Net, ReadAhead, Serve};
+use crate::args::{Accelerator, Global, Groups, Layout, Listen, Net, ReadAhead, Serve};
 use crate::client::data_dir;
 use crate::failure::{Failure, Result, USAGE};
 use crate::socket::ShortPath;
@@ -207,6 +207,7 @@ fn config(global: &Global, asked: &Serve) -> Result<HostConfig> {
             wakes: usize::from(asked.publish_wakes),
         },
         backup_to: asked.backup_to.clone(),
+        cgroups: asked.cgroups == Groups::Auto,
         rates: Rates { net: asked.net_rate, disk: asked.disk_rate },
         net: match asked.net {
             Net::Auto => NetDefault::Auto,

@@ -6,8 +6,8 @@ use types::Rate;
 
 /// How much of a quiet time may be made up for.
 const BURST: Duration = Duration::from_millis(100);
-/// The longest that a frame waits behind others that were read with it.
-const BATCH: Duration = Duration::from_millis(50);
+/// Milliseconds that a frame waits at most behind others that were read with it.
+const BATCH_MS: u64 = 50;
 
 /// When the next frame may pass.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl Pacer {
 
     /// How many bytes should be read at once, `most` where there is no limit.
     pub(crate) fn at_once(&self, most: usize) -> usize {
-        let bytes = self.rate.bytes().map(|rate| rate.saturating_mul(BATCH.as_millis() as u64) / 1000);
+        let bytes = self.rate.bytes().map(|rate| rate.saturating_mul(BATCH_MS) / 1000);
         bytes.map_or(most, |bytes| usize::try_from(bytes).unwrap_or(most).clamp(1, most))
     }
 

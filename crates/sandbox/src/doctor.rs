@@ -75,6 +75,7 @@ pub async fn doctor(config: HostConfig) -> Result<DoctorReport> {
     checks.extend(filesystem(&services).await);
     checks.push(layout(&services).await);
     checks.push(network());
+    checks.push(limits(&services));
     checks.push(host());
     Ok(DoctorReport { checks })
 }
@@ -240,6 +241,19 @@ fn network() -> Check {
         Err(error) => check("network", Verdict::Warn, format!("none: {error}"))
             .costs("sandboxes have no network: nothing can be installed or fetched in them")
             .fix("apt-get install passt"),
+    }
+}
+
+/// Whether VMMs can be held to what they may take.
+fn limits(services: &Services) -> Check {
+    if !services.config.cgroups {
+        return check("limits", Verdict::Warn, "no control groups, as asked for".to_owned());
+    }
+    match vm::Cgroups::find() {
+        Ok(found) => check("limits", Verdict::Ok, found.describe()),
+        Err(error) => check("limits", Verdict::Warn, format!("no control groups: {error}"))
+            .costs("a guest that is at work takes processors from others, and a VMM could take more memory than its guest has")
+            .fix("run the daemon as root, or as a systemd unit with Delegate=yes"),
     }
 }
 

@@ -401,6 +401,9 @@ impl Host {
         services.background.close();
         services.background.wait().await;
         services.index().touch(&seen)?;
+        if let Some(Err(error)) = services.qemu_if_known().map(vm::Qemu::leave_cgroups) {
+            tracing::warn!(%error, "empty control groups stay");
+        }
         // Nothing works on its files any more: the next daemon may have them.
         drop(self.inner.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
         first_error.map_or(Ok(()), Err)

@@ -62,6 +62,8 @@ pub struct HostConfig {
     pub backup_to: Option<String>,
     /// The network of sandboxes that do not say.
     pub net: crate::network::NetDefault,
+    /// Whether each VMM gets a control group, where that is possible.
+    pub cgroups: bool,
     /// What sandboxes may move in a second that do not say.
     pub rates: crate::rates::Rates,
     /// The command that runs `net::relay`, with the rules as its arguments.
@@ -91,6 +93,7 @@ impl HostConfig {
             publish: crate::publish::PublishLimits::default(),
             backup_to: None,
             net: crate::network::NetDefault::None,
+            cgroups: false,
             rates: crate::rates::Rates::default(),
             net_relay: Vec::new(),
             secrets_key: None,
@@ -188,9 +191,34 @@ impl Services {
         self.qemu
             .get_or_try_init(|| async {
                 let given = self.config.qemu.clone();
-                blocking(move || Ok(Qemu::discover(given.as_deref(), Arch::host())?)).await
+                let cgroups = self.cgroups();
+                blocking(move || Ok(Qemu { cgroups, ..Qemu::discover(given.as_deref(), Arch::host())? }))
+                    .await
             })
             .await
+    }
+
+    /// The VMM, if it was ever needed.
+    pub(crate) fn qemu_if_known(&self) -> Option<&Qemu> {
+        self.qemu.get()
+    }
+
+    /// Where machines are held to what they may take. Who has no right to make groups is told once, and does without.
+    fn cgroups(&self) -> Option<Arc<vm::Cgroups>> {
+        if !self.config.cgroups {
+            return None;
+        }
+        let found = vm::Cgroups::find().and_then(|found| found.sweep().map(|()| found));
+        match found {
+            Ok(found) => {
+                tracing::info!(place = found.describe(), "each VMM gets a control group");
+                Some(Arc::new(found))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "VMMs are not held to what they may take: no control groups");
+                None
+            }
+        }
     }
 
     /// Waits for a turn to wake, first come first served; for who asked at `asked` not longer than the host allows.

@@ -301,5 +301,9 @@ impl Drop for TestHost {
             daemon.kill();
         }
         self.kill_vmms();
+        // A daemon that was killed cannot. Where there is no right to make groups there are none.
+        if let Ok(groups) = vm::Cgroups::find() {
+            groups.leave().expect("empty control groups are removed");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod argv;
 mod blank;
+mod cgroup;
 mod codec;
 mod disk;
 mod error;
@@ -20,6 +21,7 @@ mod touched;
 mod volumes;
 
 pub use blank::Blank;
+pub use cgroup::{Cgroups, Limits};
 pub use disk::{Folded, NextTop};
 pub use error::{Error, ErrorKind, Result};
 pub use host::{

@@ -25,6 +25,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use crate::argv::{CONSOLE, CONSOLE_BYTES, RAM};
+use crate::cgroup::{Cgroups, Limits};
 use crate::disk::{Turns, has_fold};
 use crate::error::{Error, ErrorKind, Result};
 use crate::qmp::{Command, Facts, Qmp};
@@ -114,6 +115,25 @@ impl Base {
     }
 }
 
+/// Puts the VMM into a group of its own, off everybody's way (moving a process waits for all processors), and removes that
+/// when it has ended.
+fn hold(cgroups: Arc<Cgroups>, dir: &Path, pid: u32, limits: Limits, mut gone: watch::Receiver<bool>) {
+    let name =
+        format!("{}-{pid}", dir.file_name().unwrap_or_default().to_string_lossy().trim_start_matches('.'));
+    tokio::spawn(async move {
+        let groups = Arc::clone(&cgroups);
+        let held = tokio::task::spawn_blocking(move || groups.take_in(&name, pid, limits)).await;
+        if let Ok(Err(error)) = held {
+            tracing::warn!(%error, pid, "a VMM is not held to what it may take");
+        }
+        // An error would mean that the runtime ends, and then the next daemon sweeps.
+        let _ = gone.wait_for(|gone| *gone).await;
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || cgroups.sweep()).await {
+            tracing::warn!(%error, "empty control groups stay");
+        }
+    });
+}
+
 impl Machine {
     /// Starts a VMM in `dir` and waits until it answers: with the guest running, or waiting for a device state when
     /// the spec says `incoming`. `lock` becomes its standard input, so a lock on that open file lasts as long as it.
@@ -170,6 +190,9 @@ impl Machine {
             let (process, gone) = starting
                 .settle(pid)
                 .map_err(|error| Error::io(OP, format!("taking hold of process {pid}"), error))?;
+            if let Some(cgroups) = &qemu.cgroups {
+                hold(Arc::clone(cgroups), dir, pid, Limits::of(spec), gone.clone());
+            }
             Ok(Self::new(sockets, process, gone, qmp, base))
         };
         tokio::time::timeout(PROCESS_LIMIT, launched).await.unwrap_or_else(|_elapsed| {

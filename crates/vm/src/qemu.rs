@@ -3,9 +3,11 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use types::Arch;
 
+use crate::cgroup::Cgroups;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A version of QEMU; ordered as versions are.
@@ -55,9 +57,19 @@ pub struct Qemu {
     pub path: PathBuf,
     /// What it says it is.
     pub version: Version,
+    /// Where each machine gets a group of its own, if it gets one.
+    pub cgroups: Option<Arc<Cgroups>>,
 }
 
 impl Qemu {
+    /// Removes the groups of machines that have ended, and what held them if there is none left.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn leave_cgroups(&self) -> std::io::Result<()> {
+        self.cgroups.as_ref().map_or(Ok(()), |cgroups| cgroups.leave())
+    }
+
     /// Finds the program (`given`, else by its usual name in `PATH`) and asks for its version. Blocks for as long as
     /// the program takes to print it.
     ///
@@ -109,7 +121,7 @@ impl Qemu {
                 format!("{shown} is {version}; {OLDEST} or newer is needed"),
             ));
         }
-        Ok(Self { path, version })
+        Ok(Self { path, version, cgroups: None })
     }
 
     /// Whether it maps a RAM base without opening it for writing. When not, `MachineSpec::ram_base_writable` must be
@@ -190,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_state_of_a_newer_release_is_refused_by_name() {
-        let qemu = |text| Qemu { path: "q".into(), version: Version::parse(text).unwrap() };
+        let qemu = |text| Qemu { path: "q".into(), version: Version::parse(text).unwrap(), cgroups: None };
         let saved_by = |text| Version::parse(text).unwrap();
         assert!(qemu("10.0.2").check_loads(saved_by("7.2.22")).is_ok());
         assert!(qemu("10.0.2").check_loads(saved_by("10.0.13")).is_ok());

@@ -28,6 +28,14 @@ pub enum ReadAhead {
     All,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Groups {
+    /// By the version (2, else 1) that the host has; said where that is not possible
+    Auto,
+    /// Not at all
+    Off,
+}
+
 #[derive(Debug, Args)]
 pub struct Serve {
     /// Address for TCP, or `none` for the unix socket only
@@ -98,6 +106,9 @@ pub struct Serve {
     /// operations
     #[arg(long, default_value = "unlimited", value_name = "RATE")]
     pub disk_rate: Rate,
+    /// Whether each VMM is held to its processors and memory by a control group, where this user can make one
+    #[arg(long, value_enum, default_value_t = Groups::Auto)]
+    pub cgroups: Groups,
     /// Seconds that a guest may take to boot
     #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub boot_timeout: u64,
