@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the tests need beyond the programs of host-deps.sh: cargo-nextest, and in target/test-tools/, unpacked there and
-# not installed, two QEMUs of different age and an S3 server (moto, from PyPI). Does nothing when they are there.
+# not installed, two QEMUs of different age, and from PyPI an S3 server (moto)
+# and a maker of requests (schemathesis). Does nothing when they are there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:$HOME/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin"
@@ -58,12 +59,18 @@ fetch() {
 unpack 7.2 bookworm
 unpack 10.0 trixie
 
-moto_version=5.1.6
-if ! "$tools/moto/bin/python" -c "import importlib.metadata as m; assert m.version('moto') == '$moto_version'" 2> /dev/null; then
-    say "installing moto $moto_version into target/test-tools/"
-    rm -rf "$tools/moto"
-    python3 -m venv "$tools/moto"
-    "$tools/moto/bin/pip" install --quiet --disable-pip-version-check "moto[server]==$moto_version"
-fi
+# python NAME VERSION REQUIREMENT: a package of PyPI with all it needs, in an environment of its own.
+python() {
+    local name=$1 version=$2 requirement=$3
+    if ! "$tools/$name/bin/python" -c "import importlib.metadata as m; assert m.version('$name') == '$version'" 2> /dev/null; then
+        say "installing $name $version into target/test-tools/"
+        rm -rf "${tools:?}/$name"
+        python3 -m venv "$tools/$name"
+        "$tools/$name/bin/pip" install --quiet --disable-pip-version-check "$requirement==$version"
+    fi
+}
+moto_version=5.1.6 schemathesis_version=4.32.5
+python moto "$moto_version" 'moto[server]'
+python schemathesis "$schemathesis_version" schemathesis
 
-say "everything is there ($(cargo nextest --version | head -n 1 | cut -d ' ' -f 1,2), qemu-7.2, qemu-10.0, moto $moto_version)"
+say "everything is there ($(cargo nextest --version | head -n 1 | cut -d ' ' -f 1,2), qemu-7.2, qemu-10.0, moto $moto_version, schemathesis $schemathesis_version)"

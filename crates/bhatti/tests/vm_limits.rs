@@ -93,6 +93,7 @@ fn each_vmm_is_held_to_its_shape_and_its_groups_go_with_it() {
 
     host.end_daemon();
     host.serve_with(&["--cgroups", "off"]);
+    host.start_daemon();
     host.ok(&["create", "--name", "free"]);
     let free = vmm(&host);
     assert!(groups(free).is_empty());
