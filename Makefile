@@ -36,8 +36,17 @@ bench:
 	@target/release/bhatti setup --data-dir target/bench-data
 	@target/release/bhatti bench --data-dir target/bench-data --suite all --out target/bench
 
+# The program, its manual pages, completions for three shells, and a unit that is not enabled.
 install: build
 	install -D -m 755 target/release/bhatti '$(DESTDIR)$(PREFIX)/bin/bhatti'
+	install -d '$(DESTDIR)$(PREFIX)/share/man/man1' '$(DESTDIR)$(PREFIX)/lib/systemd/system' \
+		'$(DESTDIR)$(PREFIX)/share/bash-completion/completions' '$(DESTDIR)$(PREFIX)/share/zsh/site-functions' \
+		'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d'
+	target/release/bhatti docs man '$(DESTDIR)$(PREFIX)/share/man/man1'
+	sed 's|@BINDIR@|$(PREFIX)/bin|' packaging/bhatti.service > '$(DESTDIR)$(PREFIX)/lib/systemd/system/bhatti.service'
+	target/release/bhatti completion bash > '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/bhatti'
+	target/release/bhatti completion zsh > '$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_bhatti'
+	target/release/bhatti completion fish > '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/bhatti.fish'
 
 # The loop mounts of an interrupted test run lie below target/: they go first.
 clean:

@@ -13,7 +13,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use types::{After, ImageName, NetMode, Owner, Rate, SandboxName, SecretName};
 
 pub use image::{Image, ImageDelete, ImageImport};
@@ -687,9 +687,19 @@ pub struct Completion {
 
 #[derive(Debug, Args)]
 pub struct Docs {
-    /// Which reference
-    #[arg(value_parser = ["cli"], action = ArgAction::Set)]
-    pub which: String,
+    #[command(subcommand)]
+    pub which: Reference,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Reference {
+    /// All verbs, as Markdown
+    Cli,
+    /// A manual page for each verb, as files in a directory
+    Man {
+        /// The directory, which is there
+        dir: PathBuf,
+    },
 }
 
 #[cfg(test)]

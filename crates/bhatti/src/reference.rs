@@ -1,10 +1,12 @@
-//! `docs/cli.md`, from the same definitions that parse and that `--help` prints.
+//! `docs/cli.md` and the manual pages, from the same definitions that parse and that `--help` prints.
 
 use std::fmt::Write as _;
 
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
 
-use crate::args::Cli;
+use crate::args::{Cli, Reference};
+use crate::failure::{Failure, Result};
+use crate::output;
 
 const HEAD: &str = "\
 # Command line
@@ -16,6 +18,16 @@ Exit status: 0 done; 1 refused or failed, with one line on stderr `error: <what>
 off is 1, never 0. With `--json` stdout is one JSON document, an error being `{\"error\":{\"code\",\"message\",\"hint\"}}`.
 `BHATTI_LOG` sets what `serve` logs, such as `debug` or `bhatti_sandbox=debug`.
 ";
+
+/// Prints or writes one of the references.
+pub fn write(which: Reference) -> Result<u8> {
+    match which {
+        Reference::Cli => output::bytes(cli().as_bytes()),
+        Reference::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
+            .map_err(|error| Failure::io(format!("manual pages in {}", dir.display()), &error))?,
+    }
+    Ok(0)
+}
 
 /// The whole reference as Markdown.
 pub fn cli() -> String {
@@ -103,6 +115,21 @@ fn flags<'a>(text: &mut String, args: impl Iterator<Item = &'a Arg>) {
 
 #[cfg(test)]
 mod tests {
+    use crate::args::Reference;
+
+    #[test]
+    fn each_verb_has_a_manual_page() {
+        let dir = tempfile::tempdir().unwrap();
+        super::write(Reference::Man { dir: dir.path().to_owned() }).unwrap();
+        for (page, word) in
+            [("bhatti.1", "SUBCOMMANDS"), ("bhatti-create.1", "memory"), ("bhatti-volume-attach.1", "ro")]
+        {
+            let text = std::fs::read_to_string(dir.path().join(page)).unwrap();
+            assert!(text.contains(word), "{page}: {text}");
+        }
+        assert!(super::write(Reference::Man { dir: dir.path().join("none") }).is_err());
+    }
+
     #[test]
     fn the_reference_is_what_the_program_says() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/cli.md");

@@ -67,9 +67,6 @@ pub async fn run(cli: Cli) -> Result<u8> {
         Verb::Metrics => metrics::metrics(&client()?, json).await,
         Verb::Completion(asked) => completion::completion(asked),
         Verb::Version => version::version(&client()?, json).await,
-        Verb::Docs(_) => {
-            crate::output::bytes(reference::cli().as_bytes());
-            Ok(0)
-        }
+        Verb::Docs(asked) => reference::write(asked.which),
     }
 }

@@ -253,7 +253,7 @@ fn limits(services: &Services) -> Check {
         Ok(found) => check("limits", Verdict::Ok, found.describe()),
         Err(error) => check("limits", Verdict::Warn, format!("no control groups: {error}"))
             .costs("a guest that is at work takes processors from others, and a VMM could take more memory than its guest has")
-            .fix("run the daemon as root, or as a systemd unit with Delegate=yes"),
+            .fix("run the daemon as root"),
     }
 }
 

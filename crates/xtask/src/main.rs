@@ -2,6 +2,7 @@
 
 mod check;
 mod graph;
+mod links;
 mod loops;
 mod sources;
 mod step;
