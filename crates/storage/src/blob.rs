@@ -113,8 +113,7 @@ impl PartialBlob {
     /// `NoSpace`, or what the system says.
     pub fn commit(self) -> Result<Blob> {
         durable::sync(&self.file, &self.path)?;
-        std::fs::rename(&self.path, &self.target)
-            .map_err(|error| Error::io("rename to", &self.target, error))?;
+        durable::rename(&self.path, &self.target)?;
         durable::sync_parent(&self.target)?;
         // Others may read it, too, from now on.
         flock(&self.file, FlockOperation::NonBlockingLockShared)

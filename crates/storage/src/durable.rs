@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::crash;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout;
 
@@ -40,6 +41,7 @@ impl Staged {
     /// A new file at `path`, in place of what an earlier attempt left there.
     pub(crate) fn create(path: PathBuf, mode: u32) -> Result<Self> {
         remove_if_there(&path)?;
+        crash::step();
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -91,7 +93,7 @@ impl Staged {
 
     /// Gives it its name and keeps it; when that fails it may be tried again.
     pub(crate) fn put(&mut self, target: &Path) -> Result<()> {
-        fs::rename(&self.path, target).map_err(|error| Error::io("rename to", target, error))?;
+        rename(&self.path, target)?;
         self.armed = false;
         Ok(())
     }
@@ -184,6 +186,7 @@ impl Drop for StagedDir {
 fn rename_new(from: &Path, target: &Path) -> Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     use rustix::io::Errno;
+    crash::step();
     match renameat_with(CWD, from, CWD, target, RenameFlags::NOREPLACE) {
         // A filesystem without the flag (renameat2(2)): whoever uses this gives content-addressed names or holds a
         // lock, so looking first is as good.
@@ -197,6 +200,7 @@ fn rename_new(from: &Path, target: &Path) -> Result<()> {
 /// Renames, in one step even where both are directories, so that `one` is always there; lasting when it returns.
 pub(crate) fn exchange(one: &Path, other: &Path) -> Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
+    crash::step();
     renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
         .map_err(|error| Error::io("exchange", one, error))?;
     sync_parent(one)
@@ -212,9 +216,21 @@ pub(crate) fn link_all(from: &Path, to: &Path, leave: &[&str]) -> Result<()> {
             continue;
         }
         let target = to.join(&name);
-        fs::hard_link(from.join(&name), &target).map_err(|error| Error::io("link", &target, error))?;
+        hard_link(&from.join(&name), &target)?;
     }
     Ok(())
+}
+
+/// Renames, in place of what has the name. Nothing is synced.
+pub(crate) fn rename(from: &Path, target: &Path) -> Result<()> {
+    crash::step();
+    fs::rename(from, target).map_err(|error| Error::io("rename to", target, error))
+}
+
+/// Gives a file a second name. Nothing is synced.
+pub(crate) fn hard_link(file: &Path, name: &Path) -> Result<()> {
+    crash::step();
+    fs::hard_link(file, name).map_err(|error| Error::io("link", name, error))
 }
 
 /// Renames without replacing; lasting when it returns.
@@ -231,13 +247,17 @@ pub(crate) fn link(object: &Path, relative: &Path, name: &Path) -> Result<()> {
     remove_if_there(&staged)?;
     let refusal =
         [Errno::PERM, Errno::OPNOTSUPP, Errno::XDEV, Errno::MLINK, Errno::NOSYS].map(Errno::raw_os_error);
+    crash::step();
     match fs::hard_link(object, &staged) {
         Err(error) if error.raw_os_error().is_some_and(|number| refusal.contains(&number)) => {
             std::os::unix::fs::symlink(relative, &staged)
         }
         linked => linked,
     }
-    .and_then(|()| fs::rename(&staged, name))
+    .and_then(|()| {
+        crash::step();
+        fs::rename(&staged, name)
+    })
     .map_err(|error| Error::io("link", name, error))?;
     // Renaming one name of a file over another of the same does nothing at all (rename(2)).
     remove_if_there(&staged).map(drop)
@@ -276,6 +296,7 @@ pub(crate) fn replace(target: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 
 /// Writes a file inside a directory that has only a staging name yet. Not synced: the directory's commit does it.
 pub(crate) fn new_file(path: &Path, bytes: &[u8], mode: u32) -> Result<File> {
+    crash::step();
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -295,16 +316,19 @@ pub(crate) fn new_name(target: &Path) -> PathBuf {
 
 pub(crate) fn write_at(file: &File, path: &Path, at: u64, bytes: &[u8]) -> Result<()> {
     use std::os::unix::fs::FileExt;
+    crash::step();
     file.write_all_at(bytes, at).map_err(|error| Error::io("write", path, error))
 }
 
 pub(crate) fn set_mode(file: &File, path: &Path, mode: u32) -> Result<()> {
+    crash::step();
     file.set_permissions(fs::Permissions::from_mode(mode))
         .map_err(|error| Error::io("set mode of", path, error))
 }
 
 /// fsync.
 pub(crate) fn sync(file: &File, path: &Path) -> Result<()> {
+    crash::step();
     file.sync_all().map_err(|error| Error::io("sync", path, error))
 }
 
@@ -323,6 +347,7 @@ fn sync_all(files: &[&File], path: &Path) -> Result<()> {
 
 /// Writes out all that the filesystem under `dir` has not written yet.
 pub(crate) fn sync_filesystem(dir: &Path) -> Result<()> {
+    crash::step();
     rustix::fs::syncfs(open_dir(dir)?).map_err(|error| Error::io("sync the filesystem of", dir, error))
 }
 
@@ -351,6 +376,7 @@ fn open_dir(dir: &Path) -> Result<File> {
 /// A directory of mode 0700. The caller syncs the parent where it matters.
 pub(crate) fn make_dir(path: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
+    crash::step();
     fs::DirBuilder::new().mode(0o700).create(path).map_err(|error| Error::io("create", path, error))
 }
 
@@ -367,6 +393,7 @@ pub(crate) fn take_away(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let gone = path.with_file_name(format!("{}{name}", layout::GONE));
     remove_any(&gone)?;
+    crash::step();
     fs::rename(path, &gone).map_err(|error| Error::io("remove", path, error))?;
     Ok(gone)
 }
@@ -394,6 +421,7 @@ pub(crate) fn remove_any(path: &Path) -> Result<()> {
 
 /// Removes a directory and all in it, if it is there. For names that mean nothing any more.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
+    crash::step();
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done.map_err(|error| Error::io("remove", path, error)),
@@ -402,6 +430,7 @@ pub(crate) fn remove_tree(path: &Path) -> Result<()> {
 
 /// Removes a file; tells whether there was one.
 pub(crate) fn remove_if_there(path: &Path) -> Result<bool> {
+    crash::step();
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -53,7 +53,7 @@ impl SandboxDir {
         let layer = LayerRef { id: LayerId::random(), format: frozen_format(manifest.layout) };
         let link = store.layout().layer(&layer);
         let pin = store.pin_objects(vec![Shared::Layer(layer.clone())]);
-        fs::hard_link(&old, &link).map_err(|error| Error::io("link", &link, error))?;
+        durable::hard_link(&old, &link)?;
         let top_path = self.path.join(layout::next_top(&layer.id));
         let mut layers = vec![layer.clone()];
         layers.extend(manifest.layers.iter().cloned());
@@ -249,7 +249,7 @@ pub(crate) fn finish(store: &Store, dir: &SandboxDir, manifest: &Manifest) -> Re
         return Ok(false);
     }
     let target = dir.path.join(layout::root_disk(StorageLayout::Overlay));
-    fs::rename(&waiting, &target).map_err(|error| Error::io("rename to", &target, error))?;
+    durable::rename(&waiting, &target)?;
     let raw = dir.path.join(layout::root_disk(StorageLayout::Reflink));
     if same_file(&raw, &store.layout().layer(layer)) {
         durable::remove_if_there(&raw)?;

@@ -2,6 +2,7 @@
 
 mod blob;
 mod clone;
+mod crash;
 mod devices;
 mod durable;
 mod error;

@@ -6,7 +6,7 @@
 //! overlay over the layer that was frozen for it, or a raw clone.
 //! Nothing in it is ever written again; what is big lies in `layers/` and `bases/` and is shared.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -272,7 +272,7 @@ impl StagedSnapshot {
     pub fn take_memory(&self, source: &SandboxDir) -> Result<()> {
         for name in [MEM_SNAP, VM_SNAP] {
             let to = self.staged.path().join(name);
-            fs::hard_link(source.path.join(name), &to).map_err(|error| Error::io("link", &to, error))?;
+            durable::hard_link(&source.path.join(name), &to)?;
         }
         Ok(())
     }
@@ -283,7 +283,7 @@ impl StagedSnapshot {
     /// What the system says.
     pub fn take_devices(&self, source: &SandboxDir) -> Result<()> {
         let (from, to) = (source.path.join(layout::VM_SNAP_NEW), self.staged.path().join(VM_SNAP));
-        fs::rename(&from, &to).map_err(|error| Error::io("rename to", &to, error))
+        durable::rename(&from, &to)
     }
 
     /// Writes a guest's pages.

@@ -55,6 +55,11 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Sends SIGKILL and does not wait: [`Daemon::kill`] does.
+    pub(crate) fn strike(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::KILL).expect("a signal");
+    }
+
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("a kill");
         self.child.wait().expect("its end");

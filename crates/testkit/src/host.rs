@@ -9,8 +9,9 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::cut::CutFs;
 use crate::daemon::Daemon;
-use crate::small::{SmallFs, copy_prepared, fill};
+use crate::small::{SmallFs, copy_prepared, fill, run};
 
 /// What a command line did.
 #[derive(Debug, Clone)]
@@ -40,6 +41,7 @@ pub struct TestHost {
     // Last, so that the directory goes after everything in it, and what it is mounted from after the directory.
     dir: TempDir,
     small: Option<SmallFs>,
+    cut: Option<CutFs>,
 }
 
 /// Where tests keep their data directories: on the filesystem under test.
@@ -68,7 +70,14 @@ impl TestHost {
     pub fn bare(program: &str) -> Self {
         let dir =
             tempfile::Builder::new().prefix("bhatti-test-").tempdir_in(test_root()).expect("a directory");
-        Self { program: PathBuf::from(program), daemon: None, serve_args: Vec::new(), dir, small: None }
+        Self {
+            program: PathBuf::from(program),
+            daemon: None,
+            serve_args: Vec::new(),
+            dir,
+            small: None,
+            cut: None,
+        }
     }
 
     /// A host that was set up, with a daemon that answers.
@@ -120,9 +129,48 @@ impl TestHost {
             serve_args: Vec::new(),
             dir,
             small: Some(small),
+            cut: None,
         };
         host.start_daemon();
         host
+    }
+
+    /// A host that was set up, on a disk whose power can be cut, with a daemon that answers. Needs root.
+    #[must_use]
+    pub fn on_cuttable_disk(program: &str) -> Self {
+        let base = std::env::var_os("BHATTI_TEST_DATA").map(PathBuf::from).expect("BHATTI_TEST_DATA");
+        let cut = CutFs::below(&test_root());
+        let dir =
+            tempfile::Builder::new().prefix("bhatti-test-").tempdir_in(cut.path()).expect("a directory");
+        copy_prepared(&base, dir.path());
+        // Whoever set that up was told that it is there.
+        run("sync", &[Path::new("--file-system"), cut.path()]);
+        let program = PathBuf::from(program);
+        let mut host =
+            Self { program, daemon: None, serve_args: Vec::new(), dir, small: None, cut: Some(cut) };
+        host.start_daemon();
+        host
+    }
+
+    fn cut(&self) -> &CutFs {
+        self.cut.as_ref().expect("a host on a disk whose power can be cut")
+    }
+
+    /// The filesystem on the disk whose power can be cut.
+    #[must_use]
+    pub fn cut_kind(&self) -> &str {
+        self.cut().kind()
+    }
+
+    /// The instant of a power cut: the disk is kept as it is now. What is written until [`TestHost::cut_power`] is lost.
+    pub fn keep_disk(&self) {
+        self.cut().keep();
+    }
+
+    /// Ends everything and goes on, without a daemon, with the disk as it was kept.
+    pub fn cut_power(&mut self) {
+        self.kill_daemon();
+        self.cut().go_back();
     }
 
     /// Fills the small filesystem but for `leave` bytes.
@@ -166,6 +214,11 @@ impl TestHost {
     /// Ends the daemon as SIGKILL does: at once. Machines go on running.
     pub fn kill_daemon(&mut self) {
         self.daemon.take().expect("a daemon runs").kill();
+    }
+
+    /// Sends SIGKILL to the daemon while others use it; [`TestHost::kill_daemon`] is still to be called.
+    pub fn strike_daemon(&self) {
+        self.daemon().strike();
     }
 
     /// Ends the daemon as SIGTERM does, and waits for it.

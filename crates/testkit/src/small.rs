@@ -15,7 +15,8 @@ pub(crate) struct SmallFs {
     _dir: TempDir,
 }
 
-fn run(program: &str, args: &[&Path]) {
+/// Runs a program, which must succeed.
+pub(crate) fn run(program: &str, args: &[&Path]) {
     let status = Command::new(program).args(args).stdout(Stdio::null()).status().expect(program);
     assert!(status.success(), "{program} {args:?} ended with {status}");
 }

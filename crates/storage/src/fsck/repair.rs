@@ -273,7 +273,9 @@ impl Mender<'_> {
             subject = finding.subject,
             what = finding.what,
         );
-        durable::replace(&dir.join("NOTE.txt"), note.as_bytes(), 0o600)?;
+        // Nobody else's directory: no older note is there to be replaced, and no half one to be left under another name.
+        let path_of_note = dir.join("NOTE.txt");
+        durable::sync(&durable::new_file(&path_of_note, note.as_bytes(), 0o600)?, &path_of_note)?;
         if let Err(error) = durable::move_to(path, &target) {
             // Only the note is in it.
             let _ = fs::remove_dir_all(&dir);

@@ -1,0 +1,173 @@
+//! Random work on real guests, what was acknowledged of it, and whether that is there after everything died.
+//!
+//! Lines of work go on side by side, each with sandboxes of its own. A fact counts when the command line has said so; what
+//! was under way at the instant of a loss may have happened or not, and nothing in between. `BHATTI_LOSS_SEED` replays the
+//! choices of a run; what the instants hit is the machine's own affair.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+mod facts;
+mod look;
+mod work;
+
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use testkit::TestHost;
+
+use self::facts::Facts;
+
+/// What dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The daemon, by SIGKILL. Machines go on.
+    Daemon,
+    /// Every machine, by SIGKILL. The daemon goes on.
+    Machines,
+    /// First the daemon, then every machine.
+    Both,
+    /// The power: both, and what the filesystem had not sent to its disk.
+    Power,
+}
+
+impl Loss {
+    /// Whether machines outlive it.
+    const fn spares_machines(self) -> bool {
+        matches!(self, Self::Daemon)
+    }
+}
+
+/// xorshift64*: the same choices for the same seed.
+#[derive(Debug, Clone)]
+pub struct Choices(u64);
+
+impl Choices {
+    /// Those of a seed; each `stream` has its own.
+    pub fn new(seed: u64, stream: u64) -> Self {
+        Self((seed ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Less than `limit`.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        (self.next() >> 11) % limit
+    }
+}
+
+/// What a run did.
+#[derive(Debug, Default)]
+struct Tally {
+    cuts: u32,
+    kills: u32,
+    resumed: usize,
+    booted: usize,
+    checked: usize,
+}
+
+/// How many lines of work go on side by side.
+const LINES: u64 = 2;
+/// Within this time of the work's beginning a loss happens.
+const WITHIN_MS: u64 = 2500;
+
+/// The seed of this run, printed.
+pub fn seed() -> u64 {
+    let seed = std::env::var("BHATTI_LOSS_SEED").ok().map(|text| text.parse().expect("a number"));
+    let seed = seed.unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        u64::try_from(now.expect("a time after 1970").as_nanos() & 0xffff_ffff).expect("32 bits")
+    });
+    println!("BHATTI_LOSS_SEED={seed}");
+    seed
+}
+
+/// Works, loses and looks, once for each of `losses`. Panics when anything was lost, with all that was; prints one line.
+pub fn suffer(host: &mut TestHost, losses: &[Loss], seed: u64) {
+    let began = Instant::now();
+    // The template is made before: creating is cloning it from then on.
+    host.ok(&["create", "--name", "first"]);
+    host.ok(&["destroy", "first"]);
+    let facts = Mutex::new(Facts::new(LINES, seed));
+    let mut choices = Choices::new(seed, 0);
+    let mut tally = Tally::default();
+    let mut lost = Vec::new();
+    for (round, &loss) in losses.iter().enumerate() {
+        let delay = Duration::from_millis(choices.below(WITHIN_MS));
+        facts.lock().expect("facts").resume();
+        let spared = thread::scope(|scope| {
+            for line in 0..LINES {
+                let (host, facts) = (&*host, &facts);
+                scope.spawn(move || work::go_on(host, facts, line));
+            }
+            // A random instant, and nothing that anybody waits for.
+            thread::sleep(delay);
+            // Nothing begins and nothing is acknowledged from here on; what is under way goes on under the copy.
+            let mut facts = facts.lock().expect("facts");
+            match loss {
+                Loss::Daemon => host.strike_daemon(),
+                Loss::Machines => host.kill_vmms(),
+                Loss::Both => {
+                    host.strike_daemon();
+                    host.kill_vmms();
+                }
+                Loss::Power => {
+                    host.keep_disk();
+                    host.strike_daemon();
+                }
+            }
+            facts.halt();
+            loss
+        });
+        match spared {
+            Loss::Daemon => host.kill_daemon(),
+            Loss::Machines => {}
+            Loss::Both => {
+                host.kill_daemon();
+                host.kill_vmms();
+            }
+            Loss::Power => host.cut_power(),
+        }
+        if loss == Loss::Power {
+            tally.cuts += 1;
+        } else {
+            tally.kills += 1;
+        }
+        if loss != Loss::Machines {
+            host.start_daemon();
+        }
+        let mut facts = facts.lock().expect("facts");
+        lost.extend(facts.take_troubles());
+        if lost.is_empty() {
+            lost.extend(look::around(host, &mut facts, loss, &mut tally));
+        }
+        if !lost.is_empty() {
+            let mut told = format!("round {round}, {loss:?} after {delay:?}, seed {seed}:");
+            lost.iter().for_each(|lost| write!(told, "\n  {lost}").expect("a string"));
+            eprintln!("{told}");
+            break;
+        }
+    }
+    let operations = facts.lock().expect("facts").operations;
+    if lost.is_empty() {
+        lost.extend(look::for_leftovers(host, &facts.into_inner().expect("facts")));
+    }
+    println!(
+        "{} power cuts, {} kills, {operations} operations, {} looks at a sandbox ({} resumed or went on, {} booted), \
+         {} losses, seed {seed}, {:.0} s",
+        tally.cuts,
+        tally.kills,
+        tally.checked,
+        tally.resumed,
+        tally.booted,
+        lost.len(),
+        began.elapsed().as_secs_f64()
+    );
+    assert!(lost.is_empty(), "lost: {lost:#?}");
+}
