@@ -62,7 +62,7 @@ pub async fn serve(global: &Global, asked: Serve) -> Result<u8> {
 
 async fn listen_and_serve(host: &Host, asked: &Serve) -> Result<()> {
     let key = AdminKey::new(&host.admin_key(fresh_key()?).await?);
-    let tls = tls(host, asked)?;
+    let tls = tls(host, asked).await?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let (tcp, address) = match &asked.listen {
         Listen::None => (None, None),
@@ -134,7 +134,7 @@ fn refuse_plain_text(asked: &Serve) -> Result<()> {
 }
 
 /// What the TCP listeners show to clients, if they speak TLS.
-fn tls(host: &Host, asked: &Serve) -> Result<Option<Tls>> {
+async fn tls(host: &Host, asked: &Serve) -> Result<Option<Tls>> {
     let failed = |error: std::io::Error| Failure::new("tls", format!("TLS: {error}"));
     if let (Some(cert), Some(key)) = (&asked.tls_cert, &asked.tls_key) {
         return Tls::from_files(cert, key).map(Some).map_err(failed);
@@ -153,8 +153,10 @@ fn tls(host: &Host, asked: &Serve) -> Result<Option<Tls>> {
             names.push(name);
         }
     }
-    let dir = host.socket_path().with_file_name("tls");
-    let (tls, cert) = Tls::self_signed(&dir, &names).map_err(failed)?;
+    let wanted = names.clone();
+    let kept = host.own_certificate(move |cert| Tls::is_for(cert, &wanted), move || Tls::self_signed(&names));
+    let [cert, key] = kept.await?;
+    let tls = Tls::from_files(&cert, &key).map_err(failed)?;
     output::line(format!("bhatti: clients trust this host with --cacert {}", cert.display()));
     Ok(Some(tls))
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -117,4 +118,9 @@ fn a_certificate_of_the_hosts_own_is_believed_by_whom_it_was_given_and_nobody_el
     drop(daemon);
     drop(Daemon::start(&data, &["--tls-self-signed", "--tls-name", "sandboxes.example"]));
     assert_eq!(std::fs::read(&cert).unwrap(), first);
+    // For other names another one, with its key.
+    assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    let daemon = Daemon::start(&data, &["--tls-self-signed"]);
+    assert_ne!(std::fs::read(&cert).unwrap(), first);
+    assert!(ask(daemon.url(), &trusting).status.success());
 }

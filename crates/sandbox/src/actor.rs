@@ -314,13 +314,13 @@ impl Actor {
             }
         }
         if manifest != self.manifest {
-            if let (true, Some(running)) = (edit.disk_rate.is_some(), &self.running) {
-                self.services.config.rates.hold_anew(&running.machine, &manifest).await?;
-            }
             self.commit(manifest).await?;
             self.publish();
             self.index();
             self.event("edited", json!({}));
+            if let (true, Some(running)) = (edit.disk_rate.is_some(), &self.running) {
+                self.services.config.rates.hold_anew(&running.machine, &self.manifest).await?;
+            }
         }
         Ok(self.shared.view())
     }

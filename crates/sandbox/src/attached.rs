@@ -156,7 +156,6 @@ impl Actor {
             .plug_volume(&disk(&self.manifest, volume))
             .await
             .map_err(|error| plug_failed(error, name))?;
-        self.services.config.rates.hold(&running.machine, &self.manifest).await?;
         watch.lap("plug");
         let mut mounted = running.guest.mount(mount_of(volume)).await;
         if volume.read_only && mounted.as_ref().is_err_and(is_unclean) {

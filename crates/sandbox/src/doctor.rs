@@ -75,7 +75,7 @@ pub async fn doctor(config: HostConfig) -> Result<DoctorReport> {
     checks.extend(filesystem(&services).await);
     checks.push(layout(&services).await);
     checks.push(network());
-    checks.push(limits(&services));
+    checks.push(limits());
     checks.push(host());
     Ok(DoctorReport { checks })
 }
@@ -245,12 +245,9 @@ fn network() -> Check {
 }
 
 /// Whether VMMs can be held to what they may take.
-fn limits(services: &Services) -> Check {
-    if !services.config.cgroups {
-        return check("limits", Verdict::Warn, "no control groups, as asked for".to_owned());
-    }
-    match vm::Cgroups::find() {
-        Ok(found) => check("limits", Verdict::Ok, found.describe()),
+fn limits() -> Check {
+    match vm::Cgroups::find().and_then(|found| found.leave().map(|()| found.describe())) {
+        Ok(found) => check("limits", Verdict::Ok, found),
         Err(error) => check("limits", Verdict::Warn, format!("no control groups: {error}"))
             .costs("a guest that is at work takes processors from others, and a VMM could take more memory than its guest has")
             .fix("run the daemon as root"),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use storage::DaemonLock;
+use storage::{DaemonLock, OwnCertificate};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use types::{
@@ -141,6 +141,19 @@ impl Host {
     pub async fn admin_key(&self, fresh: String) -> Result<String> {
         let store = self.inner.services.store.clone();
         blocking(move || Ok(store.admin_key(&fresh)?)).await
+    }
+
+    /// The files of this host's own certificate and its key, made anew unless what is kept `fits`.
+    ///
+    /// # Errors
+    /// It cannot be made, or the files can be neither read nor written.
+    pub async fn own_certificate(
+        &self,
+        fits: impl FnOnce(&str) -> bool + Send + 'static,
+        make: impl FnOnce() -> std::io::Result<OwnCertificate> + Send + 'static,
+    ) -> Result<[PathBuf; 2]> {
+        let store = self.inner.services.store.clone();
+        blocking(move || Ok(store.own_certificate(fits, make)?)).await
     }
 
     /// A name that is free among the owner's.
@@ -401,7 +414,8 @@ impl Host {
         services.background.close();
         services.background.wait().await;
         services.index().touch(&seen)?;
-        if let Some(Err(error)) = services.qemu_if_known().map(vm::Qemu::leave_cgroups) {
+        let qemu = services.qemu_if_known().cloned();
+        if let Err(error) = blocking(move || Ok(qemu.map_or(Ok(()), |qemu| qemu.leave_cgroups()))).await? {
             tracing::warn!(%error, "empty control groups stay");
         }
         // Nothing works on its files any more: the next daemon may have them.

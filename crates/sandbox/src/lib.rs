@@ -92,8 +92,8 @@ pub use services::HostConfig;
 pub use setup::{SetupConfig, SetupReport, SetupStep, setup};
 pub use snapshots::{Fork, Resume, SnapshotWish};
 pub use storage::{
-    Figures, FileUsage, Finding, FsckProgress, FsckReport, GcItem, ImageRecord, Outcome, Severity, Trial,
-    Usage,
+    Figures, FileUsage, Finding, FsckProgress, FsckReport, GcItem, ImageRecord, Outcome, OwnCertificate,
+    Severity, Trial, Usage,
 };
 pub use tasks::{TaskError, TaskProgress, TaskRecord, TaskStatus};
 pub use thermal::ThermalConfig;

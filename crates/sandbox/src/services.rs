@@ -66,7 +66,7 @@ pub struct HostConfig {
     pub cgroups: bool,
     /// What sandboxes may move in a second that do not say.
     pub rates: crate::rates::Rates,
-    /// The command that runs `net::relay`, with the rules as its arguments.
+    /// The command that runs `net::relay`, with the rate and the rules as its arguments.
     pub net_relay: Vec<String>,
     /// The key that secrets are sealed to (`AGE-SECRET-KEY-1...`); that of the data directory when missing.
     pub secrets_key: Option<SecretsKeyText>,
@@ -106,6 +106,20 @@ pub(crate) const ROOM_FOR_A_SANDBOX: Bytes = Bytes(16 << 20);
 
 /// What a template needs to be made: the RAM of a booted guest, its disk, and some more.
 pub(crate) const ROOM_FOR_A_TEMPLATE: Bytes = Bytes(256 << 20);
+
+/// Where machines are held to what they may take. Who has no right to make groups is told once, and does without.
+fn cgroups() -> Option<Arc<vm::Cgroups>> {
+    match vm::Cgroups::find().and_then(|found| found.sweep().map(|()| found)) {
+        Ok(found) => {
+            tracing::info!(place = found.describe(), "each VMM gets a control group");
+            Some(Arc::new(found))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "VMMs are not held to what they may take: no control groups");
+            None
+        }
+    }
+}
 
 /// The rooms below, shared by all sandboxes of one host.
 #[derive(Debug)]
@@ -191,9 +205,12 @@ impl Services {
         self.qemu
             .get_or_try_init(|| async {
                 let given = self.config.qemu.clone();
-                let cgroups = self.cgroups();
-                blocking(move || Ok(Qemu { cgroups, ..Qemu::discover(given.as_deref(), Arch::host())? }))
-                    .await
+                let held = self.config.cgroups;
+                blocking(move || {
+                    let qemu = Qemu::discover(given.as_deref(), Arch::host())?;
+                    Ok(Qemu { cgroups: held.then(cgroups).flatten(), ..qemu })
+                })
+                .await
             })
             .await
     }
@@ -201,24 +218,6 @@ impl Services {
     /// The VMM, if it was ever needed.
     pub(crate) fn qemu_if_known(&self) -> Option<&Qemu> {
         self.qemu.get()
-    }
-
-    /// Where machines are held to what they may take. Who has no right to make groups is told once, and does without.
-    fn cgroups(&self) -> Option<Arc<vm::Cgroups>> {
-        if !self.config.cgroups {
-            return None;
-        }
-        let found = vm::Cgroups::find().and_then(|found| found.sweep().map(|()| found));
-        match found {
-            Ok(found) => {
-                tracing::info!(place = found.describe(), "each VMM gets a control group");
-                Some(Arc::new(found))
-            }
-            Err(error) => {
-                tracing::warn!(%error, "VMMs are not held to what they may take: no control groups");
-                None
-            }
-        }
     }
 
     /// Waits for a turn to wake, first come first served; for who asked at `asked` not longer than the host allows.

@@ -1,15 +1,16 @@
-//! TLS on the TCP listeners: with a certificate that somebody has, or with one that is made here once and kept.
+//! TLS on the TCP listeners: with a certificate that somebody has, or with one that is made here.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use sandbox::OwnCertificate;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -56,27 +57,20 @@ impl Tls {
         Ok(Self(TlsAcceptor::from(Arc::new(config))))
     }
 
-    /// A certificate for `names` (host names and addresses) that nobody but itself vouches for, kept in `dir`: made when
-    /// there is none, or one for other names. Returns where it is, too: clients are to trust that file.
+    /// A certificate for `names` (host names and addresses) that nobody but its own key vouches for.
     ///
     /// # Errors
-    /// When it cannot be made, written or read.
-    pub fn self_signed(dir: &Path, names: &[String]) -> io::Result<(Self, PathBuf)> {
-        let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
-        // Text before the first line of dashes is nobody's business but ours.
-        let heading = format!("bhatti, self-signed: {}\n", names.join(" "));
-        let kept = fs::read_to_string(&cert).is_ok_and(|text| text.starts_with(&heading));
-        if !kept || !key.exists() {
-            let made = rcgen::generate_simple_self_signed(names).map_err(io::Error::other)?;
-            match fs::create_dir(dir) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-            // The key first: a certificate that is there has one.
-            put(&key, made.signing_key.serialize_pem().as_bytes(), 0o600)?;
-            put(&cert, format!("{heading}{}", made.cert.pem()).as_bytes(), 0o644)?;
-        }
-        Ok((Self::from_files(&cert, &key)?, cert))
+    /// A name is none.
+    pub fn self_signed(names: &[String]) -> io::Result<OwnCertificate> {
+        let made = rcgen::generate_simple_self_signed(names).map_err(io::Error::other)?;
+        let cert = format!("{}{}", heading(names), made.cert.pem());
+        Ok(OwnCertificate { cert, key: made.key_pair.serialize_pem() })
+    }
+
+    /// Whether a certificate of [`self_signed`](Self::self_signed) is for these names.
+    #[must_use]
+    pub fn is_for(cert: &str, names: &[String]) -> bool {
+        cert.starts_with(&heading(names))
     }
 
     /// Agrees on keys with a client.
@@ -87,17 +81,9 @@ impl Tls {
     }
 }
 
-/// Puts a file in place of another, in one step.
-fn put(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let staged = path.with_extension("pem.new");
-    match fs::remove_file(&staged) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&staged)?;
-    io::Write::write_all(&mut file, bytes)?;
-    file.sync_all()?;
-    fs::rename(&staged, path)
+/// Stands before a certificate: text there is nobody's business but ours.
+fn heading(names: &[String]) -> String {
+    format!("bhatti, self-signed: {}\n", names.join(" "))
 }
 
 #[cfg(test)]
@@ -107,33 +93,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_of_our_own_is_kept_until_it_is_to_be_for_other_names() {
-        let dir = tempfile::tempdir().unwrap();
-        let dir = dir.path().join("tls");
+    fn a_certificate_of_our_own_tells_for_whom_it_is() {
         let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
-        let (_, path) = Tls::self_signed(&dir, &names(&["localhost", "127.0.0.1"])).unwrap();
-        let first = fs::read(&path).unwrap();
-        assert_eq!(fs::metadata(dir.join("key.pem")).unwrap().permissions().mode() & 0o777, 0o600);
-        Tls::self_signed(&dir, &names(&["localhost", "127.0.0.1"])).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), first);
-        Tls::self_signed(&dir, &names(&["localhost"])).unwrap();
-        assert_ne!(fs::read(&path).unwrap(), first);
+        let made = Tls::self_signed(&names(&["localhost", "127.0.0.1"])).unwrap();
+        assert!(Tls::is_for(&made.cert, &names(&["localhost", "127.0.0.1"])));
+        assert!(!Tls::is_for(&made.cert, &names(&["localhost"])));
+        assert_ne!(made, Tls::self_signed(&names(&["localhost", "127.0.0.1"])).unwrap());
+        assert!(Tls::self_signed(&names(&["no\u{e9}"])).is_err());
     }
 
     #[test]
     fn files_that_are_no_certificate_or_do_not_belong_together_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        let (_, cert) = Tls::self_signed(&at("one"), &["a".to_owned()]).unwrap();
-        Tls::self_signed(&at("other"), &["a".to_owned()]).unwrap();
-        fs::write(at("empty"), "").unwrap();
-        let key = at("one/key.pem");
+        let (cert, key) = (at("cert.pem"), at("key.pem"));
+        let [one, other] = [(); 2].map(|()| Tls::self_signed(&["a".to_owned()]).unwrap());
+        for (path, text) in
+            [(&cert, &one.cert), (&key, &one.key), (&at("other"), &other.key), (&at("empty"), &String::new())]
+        {
+            fs::write(path, text).unwrap();
+        }
         for (cert, key, told) in [
             (&at("none"), &key, "none"),
             (&at("empty"), &key, "no certificate"),
             (&cert, &at("empty"), "no private key"),
             (&cert, &cert, "no private key"),
-            (&cert, &at("other/key.pem"), "does not go with"),
+            (&cert, &at("other"), "does not go with"),
         ] {
             let error = Tls::from_files(cert, key).unwrap_err().to_string();
             assert!(error.contains(told), "{error}");

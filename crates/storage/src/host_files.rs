@@ -6,10 +6,19 @@ use std::path::{Path, PathBuf};
 
 use types::Nonce;
 
-use crate::durable::StagedDir;
-use crate::error::{Error, Result};
+use crate::durable::{self, StagedDir};
+use crate::error::{Error, ErrorKind, Result};
 use crate::layout;
 use crate::store::Store;
+
+/// A certificate that nobody but its own key vouches for; both as PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnCertificate {
+    /// Shown to everybody. What stands before its first line of dashes is its maker's business.
+    pub cert: String,
+    /// Shown to nobody.
+    pub key: String,
+}
 
 /// A directory for a build's scratch files; removed when dropped, and after a crash by the next `reconcile`.
 #[derive(Debug)]
@@ -61,7 +70,7 @@ impl Store {
     pub fn spool(&self) -> Result<Spool> {
         let scratch = self.scratch()?;
         let path = scratch.path().join("spool");
-        let file = crate::durable::new_file(&path, b"", 0o600)?;
+        let file = durable::new_file(&path, b"", 0o600)?;
         Ok(Spool { scratch, path, file })
     }
 
@@ -79,6 +88,33 @@ impl Store {
     /// When the file can be neither read nor written.
     pub fn secrets_key(&self, fresh: &str) -> Result<String> {
         self.key_or(&self.secrets_key_path(), fresh)
+    }
+
+    /// The certificate of this host's own making, and its key (PEM; `tls/cert.pem`, and `tls/key.pem` with mode 0600): what is kept,
+    /// if it `fits`, else what `make` gives, which is kept then.
+    ///
+    /// # Errors
+    /// What `make` says; when the files can be neither read nor written.
+    pub fn own_certificate(
+        &self,
+        fits: impl FnOnce(&str) -> bool,
+        make: impl FnOnce() -> std::io::Result<OwnCertificate>,
+    ) -> Result<[PathBuf; 2]> {
+        let dir = self.root().join("tls");
+        let [cert, key] = ["cert.pem", "key.pem"].map(|name| dir.join(name));
+        if key.exists() && fs::read_to_string(&cert).is_ok_and(|kept| fits(&kept)) {
+            return Ok([cert, key]);
+        }
+        let made = make().map_err(|error| Error::io("make", &cert, error))?;
+        match durable::make_dir(&dir) {
+            Err(error) if error.kind() == ErrorKind::Exists => {}
+            done => done?,
+        }
+        // A certificate that is there has its key, whenever a crash comes.
+        durable::remove_if_there(&cert)?;
+        durable::replace(&key, made.key.as_bytes(), 0o600)?;
+        durable::replace(&cert, made.cert.as_bytes(), 0o644)?;
+        Ok([cert, key])
     }
 
     fn key_or(&self, path: &Path, fresh: &str) -> Result<String> {

@@ -44,7 +44,7 @@ pub use fsck::{
     Checked, Finding, FsckOptions, FsckProgress, FsckReport, Outcome, OverlayCheck, Repair, Severity, Subject,
 };
 pub use gc::{Company, GcItem, GcKind, GcPlan, GcReport};
-pub use host_files::{Scratch, Spool};
+pub use host_files::{OwnCertificate, Scratch, Spool};
 pub use image::{ImageRecord, Images, NameRemoval, StagedImage, object_from_machine_dir};
 pub use kernel::{KernelRecord, Kernels, StagedKernel};
 pub use layer::{LayerSeal, Layers};

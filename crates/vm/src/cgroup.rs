@@ -6,10 +6,11 @@
 //! ```
 //! All daemons of a host share `bhatti`. A group is empty once its VMM has ended, and only then can it be removed; whoever
 //! sweeps removes all that are empty, also those that a daemon which died has left. A lock on `bhatti` keeps one that is
-//! about to get its VMM from being taken for one that lost it.
+//! about to get its VMM from being taken for one that lost it, and `bhatti` itself from being removed under it.
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -19,6 +20,8 @@ use crate::spec::MachineSpec;
 
 /// The group that holds those of the machines.
 const NAME: &str = "bhatti";
+/// What groups are made for, as `cgroup.subtree_control` takes it.
+const CONTROLLERS: &str = "+cpu +memory +pids";
 /// Microseconds over which processor time is counted.
 const PERIOD: u64 = 100_000;
 /// Threads of a VMM: processors, workers for its disks (at most 64), its own.
@@ -92,10 +95,9 @@ impl Cgroups {
         let v1 = |controller| hierarchy(&mounts, &groups, Some(controller)).map(|found| found.own.join(NAME));
         match (v1("cpu"), v1("memory"), v1("pids")) {
             (Some(cpu), Some(memory), Some(pids)) => {
-                for dir in [&cpu, &memory, &pids] {
-                    make_dir(dir)?;
-                }
-                Ok(Self(Kind::V1 { cpu, memory, pids }))
+                let found = Self(Kind::V1 { cpu, memory, pids });
+                found.lock(FlockOperation::LockShared)?;
+                Ok(found)
             }
             _ => Err(why.unwrap_or_else(|| io::Error::other("no cgroup hierarchy is mounted"))),
         }
@@ -152,28 +154,7 @@ impl Cgroups {
     /// # Errors
     /// A directory cannot be read.
     pub fn sweep(&self) -> io::Result<()> {
-        let _alone = match self.lock(FlockOperation::NonBlockingLockExclusive) {
-            // Whoever makes or sweeps one just now is not the last.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            lock => lock?,
-        };
-        for dir in self.groups() {
-            for entry in fs::read_dir(dir)? {
-                let entry = entry?;
-                if entry.file_type()?.is_dir() {
-                    match fs::remove_dir(entry.path()) {
-                        // A VMM is in it, or somebody else has swept it.
-                        Err(error)
-                            if matches!(
-                                error.kind(),
-                                io::ErrorKind::ResourceBusy | io::ErrorKind::NotFound
-                            ) => {}
-                        other => other?,
-                    }
-                }
-            }
-        }
-        Ok(())
+        self.alone(|| self.remove_empty())
     }
 
     /// Removes the groups without processes, and what held them if nothing is left.
@@ -181,25 +162,54 @@ impl Cgroups {
     /// # Errors
     /// As [`sweep`](Self::sweep).
     pub fn leave(&self) -> io::Result<()> {
-        self.sweep()?;
+        self.alone(|| {
+            self.remove_empty()?;
+            self.groups().into_iter().try_for_each(remove_if_empty)
+        })
+    }
+
+    fn remove_empty(&self) -> io::Result<()> {
         for dir in self.groups() {
-            match fs::remove_dir(dir) {
-                // Others have machines, or have left, too.
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::NotFound) => {}
-                other => other?,
+            for entry in fs::read_dir(dir)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    remove_if_empty(&entry.path())?;
+                }
             }
         }
         Ok(())
     }
 
+    /// Does something while nobody else makes or removes groups; not at all where somebody does, who is not the last then.
+    fn alone(&self, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        match self.lock(FlockOperation::NonBlockingLockExclusive) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            lock => lock.and_then(|_lock| act()),
+        }
+    }
+
+    /// Makes the groups that hold those of the machines where they are not there, and locks what is there under their name
+    /// then: the last machine of another daemon may have ended meanwhile, and taken it away.
     fn lock(&self, how: FlockOperation) -> io::Result<fs::File> {
-        let dir = self.groups().first().map_or(Path::new("/"), |dir| dir).to_owned();
-        // The last machine of another daemon may have ended, and taken it away.
-        self.groups().into_iter().try_for_each(make_dir)?;
-        let file = fs::File::open(dir)?;
-        flock(&file, how)?;
-        Ok(file)
+        let [first, ..] = self.groups()[..] else { return Err(io::ErrorKind::NotFound.into()) };
+        loop {
+            self.groups().into_iter().try_for_each(make_dir)?;
+            let file = match fs::File::open(first) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                file => file?,
+            };
+            flock(&file, how)?;
+            match fs::metadata(first) {
+                Ok(now) if now.ino() == file.metadata()?.ino() => {
+                    if let Kind::V2(dir) = &self.0 {
+                        write(&dir.join("cgroup.subtree_control"), CONTROLLERS)?;
+                    }
+                    return Ok(file);
+                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
+        }
     }
 
     fn groups(&self) -> Vec<&Path> {
@@ -212,7 +222,6 @@ impl Cgroups {
 
 /// The group below `parent`, whose own children have cpu, memory and pids.
 fn make_v2(parent: &Path) -> io::Result<Cgroups> {
-    const CONTROLLERS: &str = "+cpu +memory +pids";
     let has = fs::read_to_string(parent.join("cgroup.controllers"))?;
     if let Some(missing) =
         ["cpu", "memory", "pids"].iter().find(|wanted| !has.split_whitespace().any(|it| it == **wanted))
@@ -220,10 +229,17 @@ fn make_v2(parent: &Path) -> io::Result<Cgroups> {
         return Err(io::Error::other(format!("{} has no controller {missing}", parent.display())));
     }
     write(&parent.join("cgroup.subtree_control"), CONTROLLERS)?;
-    let dir = parent.join(NAME);
-    make_dir(&dir)?;
-    write(&dir.join("cgroup.subtree_control"), CONTROLLERS)?;
-    Ok(Cgroups(Kind::V2(dir)))
+    let made = Cgroups(Kind::V2(parent.join(NAME)));
+    made.lock(FlockOperation::LockShared)?;
+    Ok(made)
+}
+
+/// A group that has processes or other groups stays; one that somebody else has removed is as good.
+fn remove_if_empty(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir(dir) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::NotFound) => Ok(()),
+        done => done,
+    }
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {
@@ -302,6 +318,29 @@ mod tests {
         let error = make_v2(dir.path()).unwrap_err();
         assert!(error.to_string().contains("memory"), "{error}");
         assert!(!dir.path().join(NAME).exists());
+    }
+
+    /// Directories stand for groups: a name that is taken away while others want to make something in it.
+    #[test]
+    fn who_makes_a_group_finds_a_place_for_it_however_often_others_leave() {
+        let dir = tempfile::tempdir().unwrap();
+        let groups = Cgroups(Kind::V2(dir.path().join(NAME)));
+        std::thread::scope(|scope| {
+            let leaving = scope.spawn(|| {
+                for _ in 0..2000 {
+                    // No more than a real group does a directory with files in it go away.
+                    let _lock = groups.lock(FlockOperation::LockExclusive).unwrap();
+                    fs::remove_dir_all(dir.path().join(NAME)).unwrap();
+                }
+            });
+            let mut made = 0;
+            while !leaving.is_finished() {
+                let _here = groups.lock(FlockOperation::LockShared).unwrap();
+                make_dir(&dir.path().join(NAME).join("machine")).unwrap();
+                made += 1;
+            }
+            assert!(made > 0);
+        });
     }
 
     /// The second version cannot be mounted beside the first one with the controllers that this uses; so a directory

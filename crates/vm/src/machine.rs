@@ -14,7 +14,7 @@ use std::io::Seek as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -23,6 +23,7 @@ use sys::host_process::{Pidfd, peer_pid};
 use sys::host_socket::ProcFdPath;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+use types::Rate;
 
 use crate::argv::{CONSOLE, CONSOLE_BYTES, RAM};
 use crate::cgroup::{Cgroups, Limits};
@@ -91,6 +92,8 @@ pub(crate) struct Inner {
     pub(crate) qmp: Qmp,
     base: Base,
     pub(crate) disk: Turns,
+    /// What its disks are held to; said again for each that is plugged in.
+    pub(crate) disk_rate: Mutex<Rate>,
     // The VMM hands out each byte of its ring buffer once; what was taken is kept here. Held across the question, so
     // that pieces are put together in order.
     console: tokio::sync::Mutex<String>,
@@ -245,7 +248,8 @@ impl Machine {
         let (disk, console) = (Turns::default(), tokio::sync::Mutex::default());
         // By its descriptor: a directory may be given another name while a machine runs in it.
         let dir = sockets.path_of("");
-        Self { inner: Arc::new(Inner { dir, sockets, process, gone, qmp, base, disk, console }) }
+        let disk_rate = Mutex::new(Rate::UNLIMITED);
+        Self { inner: Arc::new(Inner { dir, sockets, process, gone, qmp, base, disk, disk_rate, console }) }
     }
 
     /// The VMM's process id.

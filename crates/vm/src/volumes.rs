@@ -84,6 +84,7 @@ impl Machine {
         let mut commands: Vec<_> =
             nodes(volume)?.into_iter().map(|node| Command::with("blockdev-add", node)).collect();
         commands.push(Command::with("device_add", device(volume.port)));
+        commands.extend(self.inner.throttle_of_new(volume.port));
         let plugged = self.inner.call_all(OP, commands).await.map(drop);
         if plugged.as_ref().is_err_and(|error| error.kind() == ErrorKind::Refused) {
             // Those of its nodes that there are; a device that has one keeps it.

@@ -129,7 +129,7 @@ fn spinner(what: &'static str) -> ProgressBar {
 }
 
 pub async fn doctor(global: &Global, asked: args::Doctor) -> Result<u8> {
-    let config = HostConfig { qemu: asked.qemu, cgroups: true, ..HostConfig::new(data_dir(global)?) };
+    let config = HostConfig { qemu: asked.qemu, ..HostConfig::new(data_dir(global)?) };
     let report = sandbox::doctor(config).await?;
     let healthy = report.healthy();
     if global.json {
