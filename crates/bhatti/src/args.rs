@@ -18,7 +18,7 @@ use types::{After, ImageName, NetMode, Owner, Rate, SandboxName, SecretName};
 
 pub use image::{Image, ImageDelete, ImageImport};
 pub use secret::{Secret, SecretDelete, SecretSet};
-pub use serve::{Groups, Listen, Net, ReadAhead, Serve};
+pub use serve::{Confine, Groups, Listen, Net, ReadAhead, Serve};
 pub use setup::{Setup, Storage};
 pub use snapshot::{Copied, Fork, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotResume, SnapshotWhich};
 pub use traffic::{Forward, Publish, Unpublish};

@@ -63,20 +63,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// Lets through, between standard input and output, what the rules in the arguments allow, as fast as the first one says.
+/// Lets through, between standard input and output, what the orders in the arguments allow.
 fn net_relay() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(2).collect();
-    let (rate, rules) = words.split_first().map_or(("", &[][..]), |(rate, rules)| (rate.as_str(), rules));
-    let asked = rate.parse().and_then(|rate| Ok((rate, types::Egress::from_words(rules)?)));
-    let relayed = match asked {
-        Ok((rate, egress)) => {
-            net::relay(egress, rate).map_err(|error| match std::error::Error::source(&error) {
-                Some(cause) => format!("{error}: {cause}"),
-                None => error.to_string(),
-            })
-        }
-        Err(error) => Err(error.to_string()),
-    };
+    let relayed = net::Orders::from_words(&words).and_then(|orders| {
+        net::relay(orders).map_err(|error| match std::error::Error::source(&error) {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        })
+    });
     match relayed {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -25,7 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use types::{Accel, Mebibytes, StorageLayout, ThermalTimes};
 
-use crate::args::{Accelerator, Global, Groups, Layout, Listen, Net, ReadAhead, Serve};
+use crate::args::{Accelerator, Confine, Global, Groups, Layout, Listen, Net, ReadAhead, Serve};
 use crate::client::data_dir;
 use crate::failure::{Failure, Result, USAGE};
 use crate::socket::ShortPath;
@@ -210,10 +210,12 @@ fn config(global: &Global, asked: &Serve) -> Result<HostConfig> {
         },
         backup_to: asked.backup_to.clone(),
         cgroups: asked.cgroups == Groups::Auto,
+        confine: asked.confine == Confine::Auto,
         rates: Rates { net: asked.net_rate, disk: asked.disk_rate },
         net: match asked.net {
             Net::Auto => NetDefault::Auto,
             Net::User => NetDefault::User,
+            Net::Bridge => NetDefault::Bridge,
             Net::None => NetDefault::None,
         },
         // This very program, also when its file has been replaced since it was started.

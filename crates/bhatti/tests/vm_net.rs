@@ -2,35 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod reach;
+
+use std::path::Path;
+use std::process::Command;
+
+use reach::{LAN, NEVER, WORLD, reached};
 use serde_json::json;
 use testkit::{Lab, TestHost};
 
 const BHATTI: &str = env!("CARGO_BIN_EXE_bhatti");
-
-/// Every place of the lab, by address and port.
-const WORLD: [&str; 3] = ["198.51.100.10/80", "2001:db8:2::10/80", "web.example/80"];
-const NEVER: [&str; 9] = [
-    "203.0.113.2/8099",
-    "2001:db8:1::2/8099",
-    "127.0.0.1/8099",
-    "::ffff:127.0.0.1/8099",
-    "198.18.0.1/8099",
-    "fe80::1%eth0/8099",
-    "169.254.169.254/80",
-    "fd00:ec2::254/80",
-    "64:ff9b::a9fe:a9fe/80",
-];
-const LAN: [&str; 3] = ["192.168.77.1/80", "fd77::1/80", "lan.example/80"];
-
-/// Which of these places answer the guest.
-fn reached(host: &TestHost, sandbox: &str, places: &[&str]) -> Vec<String> {
-    let script = "for place in \"$@\"; do \
-                  (exec 3<>/dev/tcp/$place && read -t 10 -u 3 line && [ \"${line%% *}\" = HTTP/1.0 ]) 2>/dev/null \
-                  && echo $place; done; true";
-    let mut args = vec!["exec", sandbox, "--timeout", "100", "--", "bash", "-c", script, "bash"];
-    args.extend(places);
-    host.ok(&args).lines().map(str::to_owned).collect()
-}
 
 fn reaches_the_world_alone(host: &TestHost, sandbox: &str, state: &str) {
     let all: Vec<&str> = WORLD.iter().chain(&NEVER).chain(&LAN).copied().collect();
@@ -51,10 +32,19 @@ fn names(host: &TestHost, sandbox: &str) -> (String, String) {
 
 #[test]
 fn a_guest_reaches_the_world_and_nothing_nearer_whatever_becomes_of_it() {
+    whatever_becomes_of_it("user");
+}
+
+#[test]
+fn nor_does_one_with_siblings() {
+    whatever_becomes_of_it("bridge");
+}
+
+fn whatever_becomes_of_it(mode: &str) {
     let lab = Lab::new(BHATTI);
-    let mut host = TestHost::start_with(lab.program(), &["--net", "user"]);
+    let mut host = TestHost::start_with(lab.program(), &["--net", mode]);
     let made = host.json(&["create", "--name", "a"]);
-    assert_eq!((&made["net"], &made["egress"]), (&json!("user"), &json!(["public"])), "{made}");
+    assert_eq!((&made["net"], &made["egress"]), (&json!(mode), &json!(["public"])), "{made}");
     assert_eq!(made["warnings"], serde_json::Value::Null, "{made}");
     let own = names(&host, "a");
     assert_eq!(own.1, format!("{}/32", ip(&host, "a")));
@@ -110,6 +100,45 @@ fn a_guest_reaches_the_world_and_nothing_nearer_whatever_becomes_of_it() {
     assert_eq!(lab.line_pids(), [0; 0]);
 }
 
+/// A repository with one package, `from-afar`, which is installed as `/usr/bin/from-afar`.
+fn repository(dir: &Path) {
+    let run = |program: &str, args: &[&str]| {
+        let done = Command::new(program).args(args).current_dir(dir).output().unwrap();
+        assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    };
+    let control = "Package: from-afar\nVersion: 1.0\nArchitecture: all\nMaintainer: nobody <nobody@example>\n\
+                   Description: something from the world\n";
+    for (path, text) in
+        [("tree/DEBIAN/control", control), ("tree/usr/bin/from-afar", "#!/bin/sh\necho afar\n")]
+    {
+        let path = dir.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    run("chmod", &["0755", "tree/usr/bin/from-afar"]);
+    run("dpkg-deb", &["--root-owner-group", "--build", "tree", "from-afar.deb"]);
+    let sum = run("sha256sum", &["from-afar.deb"]);
+    let (sum, size) = (&sum[..64], std::fs::metadata(dir.join("from-afar.deb")).unwrap().len());
+    let packages = format!("{control}Filename: ./from-afar.deb\nSize: {size}\nSHA256: {sum}\n");
+    std::fs::write(dir.join("Packages"), packages).unwrap();
+}
+
+#[test]
+fn a_guest_installs_what_a_mirror_of_the_world_has() {
+    let mut lab = Lab::new(BHATTI);
+    let mirror = tempfile::tempdir().unwrap();
+    repository(mirror.path());
+    lab.serve_files(83, mirror.path());
+    let host = TestHost::start_with(lab.program(), &["--net", "auto"]);
+    host.ok(&["create", "--name", "x", "--egress", "web.example"]);
+    let script = "echo 'deb [trusted=yes] http://web.example:83/ ./' > /tmp/afar.list && \
+                  set -- -o Dir::Etc::sourcelist=/tmp/afar.list -o Dir::Etc::sourceparts=/dev/null && \
+                  apt-get \"$@\" update && apt-get \"$@\" -y install from-afar && from-afar";
+    let said = host.ok(&["exec", "x", "--user", "root", "--timeout", "120", "--", "sh", "-c", script]);
+    assert_eq!(said.lines().last(), Some("afar"), "{said}");
+}
+
 /// The command that makes `x`, with these flags.
 fn create<'a>(rest: &[&'a str]) -> Vec<&'a str> {
     [&["create", "--name", "x"], rest].concat()
@@ -119,7 +148,7 @@ fn create<'a>(rest: &[&'a str]) -> Vec<&'a str> {
 fn what_a_sandbox_may_reach_is_kept_and_what_is_no_rule_is_refused() {
     let lab = Lab::new(BHATTI);
     let mut host = TestHost::start_with(lab.program(), &["--net", "auto"]);
-    host.refused(&create(&["--net", "bridge"]), 2, &["bridge"]);
+    host.refused(&create(&["--net", "bridged"]), 2, &["bridged"]);
     host.refused(&create(&["--egress", "publik"]), 1, &["publik", "pypi.org"]);
     host.refused(&create(&["--egress", "10.0.0.0/33"]), 1, &["10.0.0.0/33"]);
     host.refused(&create(&["--egress", "none", "public"]), 1, &["none"]);

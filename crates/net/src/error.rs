@@ -1,6 +1,7 @@
 //! How the network fails.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 /// What went wrong, with the way out where there is one.
@@ -22,6 +23,14 @@ pub enum Error {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// Another sandbox of the same owner has that address.
+    #[error("its address {address} is that of {by}")]
+    Taken {
+        /// The address.
+        address: Ipv4Addr,
+        /// Who has it.
+        by: String,
     },
     /// The system refused something.
     #[error("{op}")]

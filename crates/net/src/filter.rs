@@ -1,11 +1,12 @@
 //! What becomes of a frame: passed on, dropped, or answered here.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::names;
 use crate::packet::{Ip, Packet, look};
 use crate::reach::Reach;
+use crate::switch::{Known, Route, Switch};
 use crate::{DNS, GATEWAY_V4, GATEWAY_V6};
 
 const DNS_PORT: u16 = 53;
@@ -15,32 +16,52 @@ const DNS_PORT: u16 = 53;
 pub(crate) enum Verdict {
     /// It goes on.
     Pass,
+    /// What is in it goes to the sibling of that address.
+    ToSibling(Ipv4Addr),
     /// It ends here.
     Drop,
     /// It ends here, and its sender gets this frame.
     Answer(Vec<u8>),
 }
 
-/// What becomes of a frame that the guest sends.
-pub(crate) fn outbound(frame: &[u8], reach: &Reach, host: &HashSet<IpAddr>) -> Verdict {
+/// What becomes of a frame that the guest sends; `siblings` is the way to them, where there is one.
+pub(crate) fn outbound(
+    frame: &[u8],
+    reach: &Reach,
+    host: &HashSet<IpAddr>,
+    siblings: Option<&Switch>,
+) -> Verdict {
     let ip = match look(frame) {
         Packet::Neighbour => return Verdict::Pass,
         Packet::Other => return Verdict::Drop,
         Packet::Ip(ip) => ip,
     };
-    if is_question(&ip) && reach.asks() {
-        let Some(asked) = ip.udp.and_then(|udp| names::read(udp.payload)) else { return Verdict::Drop };
-        if reach.may_ask_for(&asked.name) {
-            return Verdict::Pass;
-        }
-        let refusal = ip.udp.and_then(|udp| names::refused(udp.payload));
-        let answer = refusal.and_then(|refusal| ip.udp_reply(frame, &refusal));
-        return answer.map_or(Verdict::Drop, Verdict::Answer);
+    if is_question(&ip) && (reach.asks() || siblings.is_some()) {
+        return question(frame, &ip, reach, siblings);
     }
-    if reach.allows(ip.to, host) {
+    let passes = match siblings.map_or(Route::Elsewhere, |siblings| siblings.route(ip.from, ip.to)) {
+        Route::Sibling(address) => return Verdict::ToSibling(address),
+        Route::Nowhere => return Verdict::Drop,
+        Route::Nobody => false,
+        Route::Elsewhere => reach.allows(ip.to, host),
+    };
+    if passes {
         return Verdict::Pass;
     }
     ip.refusal(frame, (GATEWAY_V4, GATEWAY_V6)).map_or(Verdict::Drop, Verdict::Answer)
+}
+
+/// What becomes of a question for a name: siblings are known here, all others to the host's resolver.
+fn question(frame: &[u8], ip: &Ip<'_>, reach: &Reach, siblings: Option<&Switch>) -> Verdict {
+    let Some(udp) = ip.udp else { return Verdict::Drop };
+    let Some(asked) = names::read(udp.payload) else { return Verdict::Drop };
+    let answer = match siblings.map_or(Known::Not, |siblings| siblings.look_up(&asked.name)) {
+        Known::At(addresses) => names::told(udp.payload, &addresses),
+        Known::Nobody => names::unknown(udp.payload),
+        Known::Not if reach.may_ask_for(&asked.name) => return Verdict::Pass,
+        Known::Not => names::refused(udp.payload),
+    };
+    answer.and_then(|answer| ip.udp_reply(frame, &answer)).map_or(Verdict::Drop, Verdict::Answer)
 }
 
 /// Takes note of what a frame for the guest says of names that it may reach.
@@ -75,7 +96,7 @@ mod tests {
 
     fn verdict(words: &[&str], to: (&str, u16), payload: &[u8]) -> Verdict {
         let from = if to.0.contains(':') { "fd62::1" } else { "198.19.0.2" };
-        outbound(&udp((from, 4000), to, payload), &reach(words), &HashSet::new())
+        outbound(&udp((from, 4000), to, payload), &reach(words), &HashSet::new(), None)
     }
 
     #[test]
@@ -88,14 +109,17 @@ mod tests {
         assert_eq!(verdict(&["public"], ("224.0.0.251", 5353), b""), Verdict::Drop);
         assert_eq!(verdict(&["public"], ("ff02::16", 1), b""), Verdict::Drop);
         assert!(matches!(verdict(&["none"], ("1.1.1.1", 443), b""), Verdict::Answer(_)));
-        assert_eq!(outbound(&[0; 60], &reach(&["public"]), &HashSet::new()), Verdict::Drop);
+        assert_eq!(outbound(&[0; 60], &reach(&["public"]), &HashSet::new(), None), Verdict::Drop);
     }
 
     #[test]
     fn a_senders_address_changes_nothing() {
         for from in ["1.2.3.4", "127.0.0.1", "10.0.0.1"] {
             let frame = udp((from, 1), ("10.0.0.1", 80), b"");
-            assert!(matches!(outbound(&frame, &reach(&["public"]), &HashSet::new()), Verdict::Answer(_)));
+            assert!(matches!(
+                outbound(&frame, &reach(&["public"]), &HashSet::new(), None),
+                Verdict::Answer(_)
+            ));
         }
     }
 

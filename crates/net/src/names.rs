@@ -5,6 +5,13 @@ use std::net::IpAddr;
 const HEADER: usize = 12;
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
+/// Points to the first name of a message, right after its header.
+const THE_QUESTIONS_NAME: [u8; 2] = [0xc0, 12];
+/// The response codes of RFC 1035.
+const NO_SUCH_NAME: u8 = 3;
+const REFUSED: u8 = 5;
+/// How long what is told of siblings may be remembered: names move when sandboxes are renamed.
+const SECONDS_KNOWN: u32 = 5;
 /// More answers than this are not looked at.
 const MOST_ANSWERS: u16 = 256;
 
@@ -98,11 +105,44 @@ fn after_name(bytes: &[u8], mut at: usize) -> Option<usize> {
 
 /// The answer that a question is refused.
 pub(crate) fn refused(question: &[u8]) -> Option<Vec<u8>> {
+    reply(question, REFUSED)
+}
+
+/// The answer that there is no such name.
+pub(crate) fn unknown(question: &[u8]) -> Option<Vec<u8>> {
+    reply(question, NO_SUCH_NAME)
+}
+
+/// The answer that the name has these addresses: those of the kind that was asked for, which may be none.
+pub(crate) fn told(question: &[u8], addresses: &[IpAddr]) -> Option<Vec<u8>> {
+    let mut answer = reply(question, 0)?;
+    let (kind, class) = (answer.last_chunk::<4>()?[..2].to_vec(), [0, 1]);
+    for address in addresses {
+        let (its, octets) = match address {
+            IpAddr::V4(v4) => (TYPE_A, v4.octets().to_vec()),
+            IpAddr::V6(v6) => (TYPE_AAAA, v6.octets().to_vec()),
+        };
+        if kind != its.to_be_bytes() {
+            continue;
+        }
+        answer[7] += 1;
+        answer.extend(THE_QUESTIONS_NAME);
+        answer.extend(its.to_be_bytes());
+        answer.extend(class);
+        answer.extend(SECONDS_KNOWN.to_be_bytes());
+        answer.extend(u16::try_from(octets.len()).ok()?.to_be_bytes());
+        answer.extend(octets);
+    }
+    Some(answer)
+}
+
+/// A question's answer without records.
+fn reply(question: &[u8], code: u8) -> Option<Vec<u8>> {
     let (_, end) = self::question(question)?;
     let mut answer = question.get(..end)?.to_vec();
-    // An answer, recursion as it was desired, code 5; no records.
+    // An answer, recursion as it was desired.
     answer[2] = 0x80 | (answer[2] & 0x01);
-    answer[3] = 0x80 | 5;
+    answer[3] = 0x80 | code;
     answer[6..12].fill(0);
     Some(answer)
 }
@@ -147,10 +187,23 @@ mod tests {
         assert_eq!(refused(&QUESTION[..20]), None);
     }
 
+    #[test]
+    fn a_name_is_told_with_the_addresses_of_the_kind_that_was_asked_for() {
+        let addresses: [IpAddr; 2] = ["198.19.1.2".parse().unwrap(), "fd62:6874::1".parse().unwrap()];
+        assert_eq!(read(&told(QUESTION, &addresses).unwrap()).unwrap().addresses, addresses[..1]);
+        let mut other = QUESTION.to_vec();
+        let kind = other.len() - 3;
+        other[kind] = 28;
+        assert_eq!(read(&told(&other, &addresses).unwrap()).unwrap().addresses, addresses[1..]);
+        other[kind] = 15;
+        assert_eq!(read(&told(&other, &addresses).unwrap()).unwrap().addresses, [] as [IpAddr; 0]);
+        assert_eq!(unknown(QUESTION).unwrap()[3], 0x83);
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-            let _ = (read(&bytes), refused(&bytes));
+            let _ = (read(&bytes), refused(&bytes), told(&bytes, &[IpAddr::from([1; 4])]));
         }
 
         #[test]

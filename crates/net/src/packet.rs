@@ -4,9 +4,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-const ETHERNET: usize = 14;
-const IPV4: [u8; 2] = [0x08, 0x00];
-const IPV6: [u8; 2] = [0x86, 0xdd];
+pub(crate) const ETHERNET: usize = 14;
+pub(crate) const IPV4: [u8; 2] = [0x08, 0x00];
+pub(crate) const IPV6: [u8; 2] = [0x86, 0xdd];
 const ARP: [u8; 2] = [0x08, 0x06];
 
 const ICMP: u8 = 1;
@@ -31,8 +31,8 @@ pub(crate) struct Ip<'a> {
     pub(crate) to: IpAddr,
     /// Ports and payload, where it is a whole UDP datagram.
     pub(crate) udp: Option<Udp<'a>>,
-    /// The packet, for who answers it.
-    whole: &'a [u8],
+    /// The packet, for who carries or answers it.
+    pub(crate) whole: &'a [u8],
 }
 
 /// A UDP datagram.

@@ -1,30 +1,76 @@
 //! The process between a VMM and passt: reads frames from one, judges them, hands them to the other.
 //!
 //! Both speak frames with their length before them (four bytes, big-endian) over a stream. One thread for each
-//! direction, and one that follows the host's addresses as they come and go.
+//! direction, and one that follows the host's addresses as they come and go; in mode `bridge` one for what comes from
+//! siblings and one for what waits for them.
 
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use rustix::process::DumpableBehavior;
 use sys::netlink::Netlink;
 use types::{Egress, Rate};
 
+use crate::address::Address;
 use crate::error::{Error, Result};
 use crate::filter::{Verdict, learn, outbound};
 use crate::pacer::Pacer;
+use crate::packet::{Packet, look};
 use crate::reach::Reach;
+use crate::switch::Switch;
 
 /// The longest frame that either end makes: the largest IP packet and its Ethernet header, with room.
 const MOST: usize = 70_000;
 /// How much is read at once, and room for that beside a frame that is not whole yet.
 const BUFFER: usize = 256 * 1024;
 
+/// What a relay is told: how fast, among whom, where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orders {
+    /// What may pass in each direction.
+    pub rate: Rate,
+    /// Its sandbox's own address, where siblings are to be reached: they are found in the working directory.
+    pub among: Option<Address>,
+    /// What may be reached in the world.
+    pub egress: Egress,
+}
+
+impl Orders {
+    /// As arguments of a command.
+    #[must_use]
+    pub fn words(&self) -> Vec<String> {
+        let among = self.among.map_or_else(|| ALONE.to_owned(), |own| own.to_string());
+        let first = [self.rate.to_string(), among];
+        first.into_iter().chain(self.egress.words()).collect()
+    }
+
+    /// From the arguments of a command.
+    ///
+    /// # Errors
+    /// What is wrong with them, for people.
+    pub fn from_words(words: &[String]) -> std::result::Result<Self, String> {
+        let [rate, among, rules @ ..] = words else {
+            return Err("a rate, an address and rules are needed".to_owned());
+        };
+        Ok(Self {
+            rate: rate.parse().map_err(|error: types::InvalidSpec| error.to_string())?,
+            among: if among == ALONE { None } else { Some(among.parse()?) },
+            egress: Egress::from_words(rules).map_err(|error| error.to_string())?,
+        })
+    }
+}
+
+/// Stands where an address would, for a sandbox without siblings.
+const ALONE: &str = "-";
+
 /// What both directions look at.
 struct Shared {
+    switch: Option<Switch>,
     reach: RwLock<Reach>,
     host: RwLock<HashSet<IpAddr>>,
     /// Answers of this process and what comes from passt must not fall into each other.
@@ -37,15 +83,19 @@ impl Shared {
     }
 }
 
-/// Relays between the VMM at standard input and passt at standard output until one of them is gone, letting `rate` pass
+/// Relays between the VMM at standard input and passt at standard output until one of them is gone, letting the rate pass
 /// in each direction. What comes faster waits at its sender, whom TCP tells.
 ///
 /// # Errors
-/// The two are no sockets, or the host's addresses cannot be read: without knowing them nothing is let through.
-pub fn relay(egress: Egress, rate: Rate) -> Result<()> {
+/// The two are no sockets, the host's addresses cannot be read (without knowing them nothing is let through), or the
+/// working directory is none where siblings are.
+pub fn relay(orders: Orders) -> Result<()> {
     let io = |op| move |source| Error::Io { op, source };
-    // Nothing that this process could be made to execute has more rights than it has.
+    let Orders { rate, among, egress } = orders;
+    // Nothing that this process could be made to execute has more rights than it has, and no other of its user, which
+    // are the relays of other owners, looks into it.
     rustix::thread::set_no_new_privs(true)
+        .and_then(|()| rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable))
         .map_err(|error| Error::Io { op: "giving up rights", source: error.into() })?;
     let vmm = stream(io::stdin().as_fd()).map_err(io("the VMM's end"))?;
     let passt = stream(io::stdout().as_fd()).map_err(io("passt's end"))?;
@@ -54,7 +104,9 @@ pub fn relay(egress: Egress, rate: Rate) -> Result<()> {
     let host = host_addresses().map_err(io("reading the host's addresses"))?;
     let named = Reach::new(egress);
     let (names, has_names) = (named.names(), named.has_names());
+    let switch = among.map(|own| Switch::open(Path::new("."), own)).transpose()?;
     let shared = Arc::new(Shared {
+        switch,
         reach: RwLock::new(named),
         host: RwLock::new(host),
         to_guest: Mutex::new(vmm.try_clone().map_err(io("the VMM's end"))?),
@@ -78,6 +130,14 @@ pub fn relay(egress: Egress, rate: Rate) -> Result<()> {
                 learner.reach.write().unwrap_or_else(PoisonError::into_inner).learn(found);
             }
         });
+    }
+    if shared.switch.is_some() {
+        let (siblings, courier) = (Arc::clone(&shared), Arc::clone(&shared));
+        std::thread::spawn(move || {
+            let _gone = from_siblings(&siblings, Pacer::new(rate));
+            std::process::exit(0);
+        });
+        std::thread::spawn(move || courier.switch.as_ref().map(Switch::deliver));
     }
     let inward = Arc::clone(&shared);
     let from_passt = passt.try_clone().map_err(io("passt's end"))?;
@@ -105,20 +165,26 @@ fn from_guest(vmm: UnixStream, mut passt: UnixStream, shared: &Shared, mut pacer
     let (mut passed, mut answers) = (Vec::new(), Vec::new());
     loop {
         frames.fill()?;
-        let mut packets = 0;
+        let (mut packets, mut to_siblings) = (0, 0);
         {
             let reach = shared.reach.read().unwrap_or_else(PoisonError::into_inner);
             let host = shared.host.read().unwrap_or_else(PoisonError::into_inner);
             while let Some(frame) = frames.next()? {
                 packets += 1;
-                match outbound(frame, &reach, &host) {
+                match outbound(frame, &reach, &host, shared.switch.as_ref()) {
                     Verdict::Pass => put(&mut passed, frame),
+                    Verdict::ToSibling(address) => {
+                        if let (Some(switch), Packet::Ip(ip)) = (&shared.switch, look(frame)) {
+                            switch.send(address, ip.whole);
+                            to_siblings += frame.len();
+                        }
+                    }
                     Verdict::Drop => {}
                     Verdict::Answer(answer) => put(&mut answers, &answer),
                 }
             }
         }
-        pacer.wait(passed.len(), packets);
+        pacer.wait(passed.len() + to_siblings, packets);
         passt.write_all(&passed)?;
         passed.clear();
         if !answers.is_empty() {
@@ -142,6 +208,18 @@ fn to_guest(passt: UnixStream, shared: &Shared, learns: bool, mut pacer: Pacer) 
             put(&mut passed, frame);
         }
         pacer.wait(passed.len(), packets);
+        shared.to_guest().write_all(&passed)?;
+        passed.clear();
+    }
+}
+
+fn from_siblings(shared: &Shared, mut pacer: Pacer) -> io::Result<()> {
+    let Some(switch) = &shared.switch else { return Ok(()) };
+    let (mut frame, mut passed) = (Vec::new(), Vec::new());
+    loop {
+        switch.receive(&mut frame)?;
+        put(&mut passed, &frame);
+        pacer.wait(passed.len(), 1);
         shared.to_guest().write_all(&passed)?;
         passed.clear();
     }
@@ -234,6 +312,23 @@ mod tests {
                 }
             }
             assert_eq!(got, wanted, "in pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn orders_are_read_as_they_were_written() {
+        let among = [None, Some(Address::of(&[7; 32]))];
+        for (rate, words) in [("1M:20000", &["public"][..]), ("unlimited", &["pypi.org", "10.0.0.0/8"])] {
+            for among in among {
+                let egress = Egress::from_words(words).unwrap();
+                let orders = Orders { rate: rate.parse().unwrap(), among, egress };
+                assert_eq!(Orders::from_words(&orders.words()), Ok(orders));
+            }
+        }
+        for bad in [&["1M"][..], &["1M", "x", "public"], &["fast", "-", "public"], &["1M", "-", "1.1.1.1/40"]]
+        {
+            let words: Vec<String> = bad.iter().map(|word| (*word).to_owned()).collect();
+            assert!(Orders::from_words(&words).is_err(), "{bad:?}");
         }
     }
 

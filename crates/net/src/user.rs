@@ -1,4 +1,5 @@
-//! Mode `user`: passt of the distribution, one for each running sandbox, with the relay before it.
+//! The processes of a line: passt of the distribution, one for each running sandbox, with the relay before it. Both modes
+//! have them; in mode `bridge` the relay stands among those of its siblings.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -8,14 +9,16 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use sys::host_socket::ProcFdPath;
 use tokio::process::{Child, Command};
-use types::{Egress, Rate};
+use types::NetMode;
 
 use crate::address::{Address, DNS, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6};
 use crate::error::{Error, Result};
+use crate::relay::Orders;
 
 /// `nobody`, on every distribution that has passt; passt itself changes to it.
-const NOBODY: u32 = 65_534;
+pub(crate) const NOBODY: u32 = 65_534;
 /// How much of what passt said goes into a message.
 const LOG_TAIL: u64 = 2048;
 
@@ -28,7 +31,7 @@ pub struct User {
 }
 
 impl User {
-    /// Looks for passt in `PATH`. `relay` is the command that runs [`crate::relay`] with the rate and the rules as its arguments.
+    /// Looks for passt in `PATH`. `relay` is the command that runs [`crate::relay`] with its orders as arguments.
     ///
     /// # Errors
     /// `Missing`.
@@ -48,8 +51,8 @@ impl User {
         &self.passt
     }
 
-    /// Starts passt and the relay at the far end of a line, which lets `rate` pass in each direction. What they have to say
-    /// goes to `log`.
+    /// Starts passt and the relay at the far end of a line; `among` is the directory of the siblings where the orders name
+    /// any. What they have to say goes to `log`.
     ///
     /// # Errors
     /// `Spawn`, `Io`.
@@ -57,8 +60,8 @@ impl User {
         &self,
         far: FarEnd,
         address: &Address,
-        egress: &Egress,
-        rate: Rate,
+        orders: &Orders,
+        among: Option<&ProcFdPath>,
         log: &Path,
     ) -> Result<Line> {
         let io = |op| move |source| Error::Io { op, source };
@@ -66,7 +69,7 @@ impl User {
         let words = words.map_err(io("opening the log of the network"))?;
         let again = || words.try_clone().map_err(io("opening the log of the network"));
         let (relays, passts) = UnixStream::pair().map_err(io("making a socket pair"))?;
-        let relay = self.start_relay(far, relays, egress, rate, again()?)?;
+        let relay = self.start_relay(far, relays, orders, among, again()?)?;
         let passt = self.start_passt(passts, address, again()?)?;
         Ok(Line { children: [("passt", passt), ("the relay", relay)], log: log.to_owned() })
     }
@@ -75,13 +78,15 @@ impl User {
         &self,
         far: FarEnd,
         relays: UnixStream,
-        egress: &Egress,
-        rate: Rate,
+        orders: &Orders,
+        among: Option<&ProcFdPath>,
         log: File,
     ) -> Result<Child> {
         let (program, first) = self.relay.split_first().map_or(("", &[][..]), |(a, b)| (a.as_str(), b));
         let mut command = Command::new(program);
-        command.args(first).arg(rate.to_string()).args(egress.words()).current_dir("/").process_group(0);
+        // By its descriptor: whom the relay runs as could not go there by a path.
+        let dir = among.map_or_else(|| PathBuf::from("/"), |dir| dir.path_of("."));
+        command.args(first).args(orders.words()).current_dir(dir).process_group(0);
         command.stdin(Stdio::from(far.0)).stdout(Stdio::from(OwnedFd::from(relays))).stderr(Stdio::from(log));
         command.env_clear();
         if self.as_root {
@@ -122,6 +127,12 @@ fn arguments(address: &Address, v6: bool) -> Vec<String> {
         arguments.push("--ipv4-only".to_owned());
     }
     arguments
+}
+
+/// The mode of sandboxes on a host that does not say: siblings are there for each other where the daemon is the host's.
+#[must_use]
+pub fn default_mode() -> NetMode {
+    if rustix::process::geteuid().is_root() { NetMode::Bridge } else { NetMode::User }
 }
 
 /// Whether this host leads anywhere by IPv6: a default route that is not the kernel's own refusal (on `lo`).
@@ -211,21 +222,21 @@ mod tests {
         let user = User { passt: "/bin/true".into(), relay: script("exec cat"), as_root: false };
         let (vmm, far) = line().unwrap();
         let log = dir.path().join("net.log");
-        let egress = Egress::public();
-        let mut line = user.connect(far, &Address::of(&[1; 32]), &egress, Rate::UNLIMITED, &log).unwrap();
+        let orders = Orders { rate: types::Rate::UNLIMITED, among: None, egress: types::Egress::public() };
+        let mut line = user.connect(far, &Address::of(&[1; 32]), &orders, None, &log).unwrap();
         drop(vmm);
         for (_, child) in &mut line.children {
             child.wait().await.unwrap();
         }
         let failing = User { relay: script("echo no way >&2; exit 3"), ..user };
         let (_vmm, far) = super::line().unwrap();
-        let mut line = failing.connect(far, &Address::of(&[1; 32]), &egress, Rate::UNLIMITED, &log).unwrap();
+        let mut line = failing.connect(far, &Address::of(&[1; 32]), &orders, None, &log).unwrap();
         line.children[1].1.wait().await.unwrap();
         line.children[0].1.wait().await.unwrap();
         assert!(line.trouble().unwrap().contains("no way"));
         let nowhere = User { passt: "/no/such".into(), ..failing };
         let (_vmm, far) = super::line().unwrap();
-        let error = nowhere.connect(far, &Address::of(&[1; 32]), &egress, Rate::UNLIMITED, &log).unwrap_err();
+        let error = nowhere.connect(far, &Address::of(&[1; 32]), &orders, None, &log).unwrap_err();
         assert!(error.to_string().contains("/no/such"));
     }
 }

@@ -315,6 +315,7 @@ impl Actor {
         }
         if manifest != self.manifest {
             self.commit(manifest).await?;
+            self.services.network.seat(&self.manifest);
             self.publish();
             self.index();
             self.event("edited", json!({}));
@@ -339,6 +340,7 @@ impl Actor {
         self.pending_freeze = None;
         let dir = self.dir.clone();
         blocking(move || Ok(dir.destroy()?)).await?;
+        self.services.network.leave(&self.manifest.owner, &self.manifest.id, self.manifest.net.as_ref());
         self.release(self.manifest.clone());
         self.remove_made_volumes().await;
         self.enter(Happening::Destroyed)?;

@@ -175,7 +175,8 @@ pub(crate) async fn make(
 ) -> Result<(Actor, Timings, Vec<String>)> {
     let mut watch = Stopwatch::start();
     services.require_space(ROOM_FOR_A_SANDBOX, "a copy")?;
-    let id = SandboxId::random();
+    let seat = services.network.draw(&seed.manifest.owner, seed.manifest.net.as_ref())?;
+    let id = seat.id.clone();
     let mut manifest = seed.manifest_of(&id, &copy)?;
     let own = seed.volumes_for(services, &mut manifest)?;
     create::check_disk_size(services, manifest.disk_size_mib)?;
@@ -229,6 +230,7 @@ pub(crate) async fn make(
             return Err(error);
         }
     };
+    seat.keep();
     let timings = watch.finish();
     actor.record("create", &timings, &[]);
     actor.index();

@@ -48,15 +48,25 @@ pub(crate) async fn create(
         Found::There => "template",
         Found::Made => "template_boot",
     });
-    let mut manifest = manifest(&SandboxId::random(), &spec, &wish, &template, disk_size)?;
-    manifest.net = services.network.plan(&spec)?;
+    let net = services.network.plan(&spec)?;
     let given = Given::of(&spec, &wish.image);
     // Before one that stands by is taken, which is charged to nobody.
     let charge = services.charge(&spec.owner, spec.cpus, spec.memory)?;
-    let (dir, cloned, machine) = match services.standbys.take(&wish.key()).await {
+    let (seat, standby) = match services.standbys.take(&wish.key()).await {
+        Some(standby) => match services.network.claim(&spec.owner, standby.id.clone(), net.as_ref()) {
+            Some(seat) => (Some(seat), Some(standby)),
+            None => {
+                standby.end().await;
+                (None, None)
+            }
+        },
+        None => (None, None),
+    };
+    let seat = seat.map_or_else(|| services.network.draw(&spec.owner, net.as_ref()), Ok)?;
+    let manifest = Manifest { net, ..manifest(&seat.id, &spec, &wish, &template, disk_size)? };
+    let (dir, cloned, machine) = match standby {
         Some(mut standby) => {
             standby.memory = standby.memory.charged(charge);
-            manifest.id = standby.id.clone();
             let (dir, cloned, machine) = dress(services, &given, manifest.clone(), standby).await?;
             (dir, cloned, Some(machine))
         }
@@ -97,6 +107,7 @@ pub(crate) async fn create(
         StorageLayout::Overlay => CloneMethod::Overlay,
         StorageLayout::Reflink => cloned,
     };
+    seat.keep();
     crate::standby::refill(services, wish, template, spec);
     let mut actor = actor(services, dir, manifest, clone, Timestamp::now());
     actor.running = Some(running);

@@ -76,6 +76,7 @@ pub async fn doctor(config: HostConfig) -> Result<DoctorReport> {
     checks.push(layout(&services).await);
     checks.push(network());
     checks.push(limits());
+    checks.push(confinement());
     checks.push(host());
     Ok(DoctorReport { checks })
 }
@@ -233,7 +234,8 @@ fn network() -> Check {
             "network",
             Verdict::Ok,
             format!(
-                "user (the default): {}{}",
+                "{} (the default): {}{}",
+                net::default_mode(),
                 user.passt().display(),
                 if net::host_has_v6() { "" } else { ", IPv4 only" }
             ),
@@ -251,6 +253,23 @@ fn limits() -> Check {
         Err(error) => check("limits", Verdict::Warn, format!("no control groups: {error}"))
             .costs("a guest that is at work takes processors from others, and a VMM could take more memory than its guest has")
             .fix("run the daemon as root"),
+    }
+}
+
+/// What a VMM that its guest took over would be without.
+fn confinement() -> Check {
+    match vm::Confinement::find().map(|found| found.describe()) {
+        Ok((without, keeps)) if keeps.is_empty() => {
+            check("confinement", Verdict::Ok, format!("VMMs are without {without}"))
+        }
+        Ok((without, keeps)) => check(
+            "confinement",
+            Verdict::Warn,
+            format!("VMMs are without {without}; they keep {}", keeps.join(" and ")),
+        )
+        .costs("a guest that breaks out of its VMM finds more than it should"),
+        Err(error) => check("confinement", Verdict::Warn, format!("none: {error}"))
+            .costs("a guest that breaks out of its VMM finds more than it should"),
     }
 }
 

@@ -93,6 +93,10 @@ impl Host {
         if let Some(rooms) = rooms {
             host.spawn_until_the_end(crate::relief::watch(Arc::downgrade(&host.inner), rooms));
         }
+        if let Some(asked) = host.inner.services.network.asked() {
+            let inner = Arc::downgrade(&host.inner);
+            host.spawn_until_the_end(crate::network::wake_for_siblings(inner, asked));
+        }
         crate::spare::keep(&host.inner.services);
         host.reopen_publications()?;
         host.look_after_schedules();

@@ -67,9 +67,11 @@ pub(crate) async fn reopen(host: &Host) -> Result<()> {
             StorageLayout::Reflink if reflink => CloneMethod::Reflink,
             StorageLayout::Reflink => CloneMethod::SparseCopy,
         };
+        services.network.seat(&manifest);
         let actor = create::actor(services, services.store.sandbox(&id), manifest, clone, active);
         host.adopt(take_over(actor, &id).await);
     }
+    services.network.tidy();
     services.index().replace_all(&rows)?;
     host.wake_kept_hot();
     Ok(())

@@ -64,9 +64,11 @@ pub struct HostConfig {
     pub net: crate::network::NetDefault,
     /// Whether each VMM gets a control group, where that is possible.
     pub cgroups: bool,
+    /// Whether each VMM gives up what it does not need of rights and surroundings.
+    pub confine: bool,
     /// What sandboxes may move in a second that do not say.
     pub rates: crate::rates::Rates,
-    /// The command that runs `net::relay`, with the rate and the rules as its arguments.
+    /// The command that runs `net::relay`, with its orders as arguments.
     pub net_relay: Vec<String>,
     /// The key that secrets are sealed to (`AGE-SECRET-KEY-1...`); that of the data directory when missing.
     pub secrets_key: Option<SecretsKeyText>,
@@ -94,6 +96,7 @@ impl HostConfig {
             backup_to: None,
             net: crate::network::NetDefault::None,
             cgroups: false,
+            confine: false,
             rates: crate::rates::Rates::default(),
             net_relay: Vec::new(),
             secrets_key: None,
@@ -116,6 +119,21 @@ fn cgroups() -> Option<Arc<vm::Cgroups>> {
         }
         Err(error) => {
             tracing::warn!(%error, "VMMs are not held to what they may take: no control groups");
+            None
+        }
+    }
+}
+
+/// What each VMM is to give up.
+fn confinement() -> Option<vm::Confinement> {
+    match vm::Confinement::find() {
+        Ok(found) => {
+            let (without, keeps) = found.describe();
+            tracing::info!(without, ?keeps, "each VMM is confined");
+            Some(found)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "VMMs are not confined");
             None
         }
     }
@@ -181,7 +199,7 @@ impl Services {
             ending: CancellationToken::new(),
             background: TaskTracker::new(),
             metrics: Metrics::default(),
-            network: crate::network::Network::open(config.net, &config.net_relay)?,
+            network: crate::network::Network::open(config.net, &config.net_relay, store.lanes_path())?,
             users,
             tally: Arc::default(),
             rooms,
@@ -205,10 +223,11 @@ impl Services {
         self.qemu
             .get_or_try_init(|| async {
                 let given = self.config.qemu.clone();
-                let held = self.config.cgroups;
+                let (held, confined) = (self.config.cgroups, self.config.confine);
                 blocking(move || {
                     let qemu = Qemu::discover(given.as_deref(), Arch::host())?;
-                    Ok(Qemu { cgroups: held.then(cgroups).flatten(), ..qemu })
+                    let confinement = confined.then(confinement).flatten();
+                    Ok(Qemu { cgroups: held.then(cgroups).flatten(), confinement, ..qemu })
                 })
                 .await
             })

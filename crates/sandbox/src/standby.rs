@@ -52,7 +52,7 @@ pub(crate) struct Standby {
 
 impl Standby {
     /// Ends it; nothing of it stays.
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         if let Err(error) = self.machine.kill().await {
             tracing::error!(%error, id = %self.id, "a machine that stood by did not end");
         }

@@ -116,6 +116,12 @@ impl Store {
         self.root().join("bhatti.sock")
     }
 
+    /// Where the sandboxes of one owner find each other; nothing there is worth keeping.
+    #[must_use]
+    pub fn lanes_path(&self) -> PathBuf {
+        self.root().join("lanes")
+    }
+
     /// The SQLite index.
     #[must_use]
     pub fn db_path(&self) -> PathBuf {

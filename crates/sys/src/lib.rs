@@ -6,6 +6,7 @@ pub mod guest_ioctl;
 pub mod guest_process;
 pub mod host_btrfs;
 pub mod host_buffer;
+pub mod host_confine;
 pub mod host_fiemap;
 pub mod host_image_lock;
 pub mod host_mounts;

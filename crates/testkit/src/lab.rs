@@ -32,6 +32,8 @@ const GRACE: Duration = Duration::from_secs(10);
 pub struct Lab {
     host: Child,
     world: Child,
+    /// Who serves files in the world.
+    servers: Vec<Child>,
     program: PathBuf,
     _dir: TempDir,
 }
@@ -207,13 +209,39 @@ impl Lab {
         let script = format!("#!/bin/sh\nexec nsenter --target {h} --net --mount -- '{program}' \"$@\"\n");
         std::fs::write(&wrapper, script).expect("writes");
         std::fs::set_permissions(&wrapper, PermissionsExt::from_mode(0o755)).expect("executable");
-        Self { host, world, program: wrapper, _dir: dir }
+        Self { host, world, servers: Vec::new(), program: wrapper, _dir: dir }
     }
 
     /// A program that runs bhatti on the lab's host.
     #[must_use]
     pub fn program(&self) -> &str {
         self.program.to_str().expect("UTF-8")
+    }
+
+    /// Serves the files in `dir` by HTTP, on `port` of every IPv4 address of the world.
+    pub fn serve_files(&mut self, port: u16, dir: &Path) {
+        let mut server = Command::new("nsenter")
+            .args([
+                "--target",
+                &self.world.id().to_string(),
+                "--net",
+                "--",
+                "python3",
+                "-u",
+                "-m",
+                "http.server",
+            ])
+            .args([&port.to_string(), "--directory"])
+            .arg(dir)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("python3 runs");
+        let mut line = String::new();
+        let stdout = server.stdout.take().expect("its standard output");
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
+        self.servers.push(server);
+        assert!(line.starts_with("Serving"), "{line}");
     }
 
     /// Runs `ip` on the lab's host.
@@ -255,7 +283,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for child in [&mut self.host, &mut self.world] {
+        for child in self.servers.iter_mut().chain([&mut self.host, &mut self.world]) {
             let _killed = child.kill();
             let _reaped = child.wait();
         }

@@ -287,8 +287,10 @@ word_enum!(
 word_enum!(
     /// How a sandbox reaches the world.
     NetMode {
-        /// By a process of the host that opens connections in its place; needs no root.
+        /// By a process of the host that opens connections in its place.
         User = "user",
+        /// So, and to the other sandboxes of its owner in this mode, by their names.
+        Bridge = "bridge",
         /// Not at all.
         None = "none",
     }

@@ -33,6 +33,7 @@ pub use qemu::{Qemu, Version};
 pub use ram::GuestRam;
 pub use spec::{DiskFile, DiskFormat, MachineSpec, Nic, RootDisk, VolumeDisk, cpu_model};
 pub use sys::host_buffer::PageBuffer;
+pub use sys::host_confine::Confinement;
 pub use sys::host_open_files::OpenFiles;
 pub use touched::{Extent, Looker, ReadAhead, Touched};
 pub use volumes::volume_serial;

@@ -55,6 +55,9 @@ pub(crate) fn start(
         .stderr(Stdio::from(log));
     command.process_group(0);
     allow_trace_by_same_user(&mut command);
+    if let Some(confinement) = &qemu.confinement {
+        confinement.apply(&mut command);
+    }
     let child = command.spawn().map_err(|error| {
         Error::new(ErrorKind::Spawn, OP, qemu.path.display().to_string()).with_source(error)
     })?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use sys::host_confine::Confinement;
 use types::Arch;
 
 use crate::cgroup::Cgroups;
@@ -59,6 +60,8 @@ pub struct Qemu {
     pub version: Version,
     /// Where each machine gets a group of its own, if it gets one.
     pub cgroups: Option<Arc<Cgroups>>,
+    /// What each VMM gives up before it begins, if it does.
+    pub confinement: Option<Confinement>,
 }
 
 impl Qemu {
@@ -121,7 +124,7 @@ impl Qemu {
                 format!("{shown} is {version}; {OLDEST} or newer is needed"),
             ));
         }
-        Ok(Self { path, version, cgroups: None })
+        Ok(Self { path, version, cgroups: None, confinement: None })
     }
 
     /// Whether it maps a RAM base without opening it for writing. When not, `MachineSpec::ram_base_writable` must be
@@ -202,7 +205,12 @@ mod tests {
 
     #[test]
     fn a_state_of_a_newer_release_is_refused_by_name() {
-        let qemu = |text| Qemu { path: "q".into(), version: Version::parse(text).unwrap(), cgroups: None };
+        let qemu = |text| Qemu {
+            path: "q".into(),
+            version: Version::parse(text).unwrap(),
+            cgroups: None,
+            confinement: None,
+        };
         let saved_by = |text| Version::parse(text).unwrap();
         assert!(qemu("10.0.2").check_loads(saved_by("7.2.22")).is_ok());
         assert!(qemu("10.0.2").check_loads(saved_by("10.0.13")).is_ok());

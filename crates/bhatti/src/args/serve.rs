@@ -10,10 +10,12 @@ use super::{Accelerator, Layout};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Net {
-    /// `user` where passt is installed, else `none`
+    /// `bridge` for root and `user` for others where passt is installed, else `none`
     Auto,
     /// Through passt, a process for each that runs; needs no root
     User,
+    /// So, and to the owner's other sandboxes by their names
+    Bridge,
     /// Not at all, whatever they ask for
     None,
 }
@@ -33,6 +35,14 @@ pub enum Groups {
     /// By the version (2, else 1) that the host has; said where that is not possible
     Auto,
     /// Not at all
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Confine {
+    /// As far as kernel and rights allow; `doctor` says how far
+    Auto,
+    /// Not at all beyond QEMU's own seccomp filter
     Off,
 }
 
@@ -109,6 +119,9 @@ pub struct Serve {
     /// Whether each VMM is held to its processors and memory by a control group, where this user can make one
     #[arg(long, value_enum, default_value_t = Groups::Auto)]
     pub cgroups: Groups,
+    /// Whether each VMM gives up privileges, the host's network and signals before it begins
+    #[arg(long, value_enum, default_value_t = Confine::Auto)]
+    pub confine: Confine,
     /// Seconds that a guest may take to boot
     #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub boot_timeout: u64,
