@@ -41,7 +41,7 @@ if [ "$(id -u)" != 0 ]; then
     wanted+=("newuidmap uidmap")
 fi
 if [ "${1:-}" = --tests ]; then
-    wanted+=("mkfs.btrfs btrfs-progs" "compsize btrfs-compsize" "mkfs.xfs xfsprogs" "git git" "busybox busybox-static" "cpio cpio" "script bsdutils" "python3 python3" "/usr/share/doc/python3-venv python3-venv")
+    wanted+=("mkfs.btrfs btrfs-progs" "compsize btrfs-compsize" "mkfs.xfs xfsprogs" "git git" "busybox busybox-static" "cpio cpio" "script bsdutils" "strace strace" "python3 python3" "/usr/share/doc/python3-venv python3-venv")
     # A registry, and those who fill it and unpack images as a reference.
     wanted+=("docker-registry docker-registry" "skopeo skopeo" "umoci umoci" "htpasswd apache2-utils")
 fi

@@ -13,6 +13,8 @@ mod config_drive;
 mod digest;
 mod error;
 mod flatten;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod initramfs;
 mod kernel;
 mod layer;

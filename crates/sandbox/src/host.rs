@@ -174,6 +174,7 @@ impl Host {
     pub async fn create(&self, spec: SandboxSpec) -> Result<Report> {
         spec.validate(&self.inner.limits)?;
         let name = self.inner.names.lock(&(spec.owner.clone(), spec.name.clone())).await;
+        self.inner.registry.check_name(&spec.owner, &spec.name)?;
         if let Some(entry) = self.inner.registry.by_name(&spec.owner, &spec.name) {
             return existing(&spec, entry.shared.view());
         }
@@ -309,6 +310,7 @@ impl Host {
         };
         let taken = self.inner.names.lock(&(owner.clone(), name.clone())).await;
         let id = self.find(owner, which)?.view().id;
+        self.inner.registry.check_name(owner, &name)?;
         if self.inner.registry.by_name(owner, &name).is_some_and(|other| other.id != id) {
             return Err(Error::new(ErrorKind::Conflict, format!("there is a sandbox named {name} already"))
                 .hint("choose another name"));

@@ -184,7 +184,7 @@ impl Host {
         for row in index.all_publications()? {
             if ids.contains(&row.sandbox_id) {
                 self.inner.publications.insert(row);
-            } else {
+            } else if !self.inner.registry.is_damaged(&row.sandbox_id) {
                 tracing::info!(alias = %row.alias, "the sandbox that was published under it is gone");
                 index.remove_publication(&row.alias)?;
             }

@@ -22,6 +22,25 @@ pub(crate) struct Entry {
     pub(crate) shared: Arc<Shared>,
 }
 
+/// A sandbox on disk whose manifest cannot be read: nothing is done with it, and nothing else has its name.
+#[derive(Debug, Clone)]
+pub(crate) struct Damaged {
+    pub(crate) id: SandboxId,
+    /// Owner and name, where the index knew them.
+    pub(crate) called: Option<(Owner, SandboxName)>,
+    pub(crate) why: String,
+}
+
+impl Damaged {
+    fn error(&self) -> Error {
+        let name = self.called.as_ref().map_or(self.id.as_str(), |(_, name)| name.as_str());
+        Error::new(ErrorKind::Corrupt, format!("sandbox {name} cannot be used: {}", self.why)).hint(format!(
+            "restore {}/manifest.json and start the daemon anew, or move the sandbox into quarantine with `bhatti fsck --repair`",
+            self.id
+        ))
+    }
+}
+
 /// All sandboxes. Its lock is held for look-ups only, never over an await.
 #[derive(Default)]
 pub(crate) struct Registry {
@@ -32,6 +51,7 @@ pub(crate) struct Registry {
 struct Tables {
     by_id: HashMap<SandboxId, Entry>,
     by_name: HashMap<(Owner, SandboxName), SandboxId>,
+    damaged: Vec<Damaged>,
     closed: bool,
 }
 
@@ -53,6 +73,31 @@ impl Registry {
         }
         tables.by_name.insert((entry.owner.clone(), entry.name.clone()), entry.id.clone());
         tables.by_id.insert(entry.id.clone(), entry);
+    }
+
+    /// Notes one that is there and cannot be used.
+    pub(crate) fn note_damaged(&self, damaged: Damaged) {
+        self.write().damaged.push(damaged);
+    }
+
+    /// Forgets those that are not on disk any more, and gives them.
+    pub(crate) fn forget_damaged(&self, there: &HashSet<SandboxId>) -> Vec<SandboxId> {
+        let gone =
+            self.write().damaged.extract_if(.., |damaged| !there.contains(&damaged.id)).collect::<Vec<_>>();
+        gone.into_iter().map(|damaged| damaged.id).collect()
+    }
+
+    /// Whether it is there and cannot be used.
+    pub(crate) fn is_damaged(&self, id: &SandboxId) -> bool {
+        self.read().damaged.iter().any(|damaged| damaged.id == *id)
+    }
+
+    /// Refuses a name that a damaged sandbox has.
+    pub(crate) fn check_name(&self, owner: &Owner, name: &SandboxName) -> Result<()> {
+        let tables = self.read();
+        let taken =
+            tables.damaged.iter().find(|it| it.called.as_ref().is_some_and(|(o, n)| o == owner && n == name));
+        taken.map_or(Ok(()), |damaged| Err(damaged.error()))
     }
 
     pub(crate) fn remove(&self, id: &SandboxId) {
@@ -111,6 +156,22 @@ impl Registry {
         let begins = |entry: &&Entry| {
             which.len() >= MIN_PREFIX && entry.owner == *owner && entry.id.as_str().starts_with(which)
         };
+        // To the admin alone where nobody knows any more whose it was.
+        let damaged = tables.damaged.iter().find(|damaged| match &damaged.called {
+            Some((whose, name)) => {
+                whose == owner
+                    && (name.as_str() == which
+                        || (which.len() >= MIN_PREFIX && damaged.id.as_str().starts_with(which)))
+            }
+            None => {
+                *owner == Owner::admin()
+                    && which.len() >= MIN_PREFIX
+                    && damaged.id.as_str().starts_with(which)
+            }
+        });
+        if let Some(damaged) = damaged {
+            return Err(damaged.error());
+        }
         let mut found = tables.by_id.values().filter(begins);
         match (found.next(), found.next()) {
             (Some(entry), None) => Ok(entry.clone()),

@@ -8,7 +8,7 @@
 //! | cold | alive, paused | the daemon died in a stop after the commit, or in a wake before it | the VMM is ended; wakes from memory |
 //! | cold | none | asleep | nothing |
 //! | off | alive | the daemon died in a boot before the commit | the VMM is ended |
-//! | unreadable | any | damaged | shown as broken; nothing is touched |
+//! | unreadable | any | damaged | refused by name with the file; nothing is touched |
 
 use serde_json::json;
 use storage::{LeftoverKind, Manifest, RunState};
@@ -20,6 +20,7 @@ use crate::create;
 use crate::error::Result;
 use crate::host::Host;
 use crate::launch::{self, ATTACH_TIMEOUT};
+use crate::registry::Damaged;
 use crate::services::{Services, blocking};
 
 /// Registers every sandbox on disk.
@@ -56,6 +57,11 @@ pub(crate) async fn reopen(host: &Host) -> Result<()> {
             Ok(manifest) => manifest,
             Err(error) => {
                 tracing::error!(%error, %id, "a sandbox whose manifest cannot be read is left alone; `bhatti fsck` tells more");
+                let row = known.iter().find(|row| row.id == id);
+                // Its row stays as it was: it is all that tells its name.
+                rows.extend(row.cloned());
+                let called = row.map(|row| (row.owner.clone(), row.name.clone()));
+                host.inner.registry.note_damaged(Damaged { id, called, why: error.to_string() });
                 continue;
             }
         };

@@ -317,6 +317,7 @@ impl Host {
         }
         for name in sorted {
             taken.push(self.inner.names.lock(&(owner.clone(), name.clone())).await);
+            self.inner.registry.check_name(owner, &name)?;
             if self.inner.registry.by_name(owner, &name).is_some() {
                 return Err(Error::new(
                     ErrorKind::Conflict,

@@ -63,6 +63,14 @@ impl Host {
             check(&store, false, repair, &is_known, &watch, &cancel)
         })
         .await?;
+        if repair {
+            let store = self.inner.services.store.clone();
+            let there =
+                blocking(move || Ok(store.sandboxes()?)).await?.into_iter().map(|(id, _)| id).collect();
+            for id in self.inner.registry.forget_damaged(&there) {
+                self.inner.services.index().remove_sandbox(&id)?;
+            }
+        }
         let repaired =
             report.findings.iter().filter(|finding| matches!(finding.outcome, Some(Outcome::Done(_))));
         let detail = json!({

@@ -219,6 +219,7 @@ impl Actor {
         let (memory, devices, base, kernel, below, lock) = blocking(move || {
             let memory = dir.open_memory(&wanted)?;
             let devices = dir.open_devices(&wanted)?;
+            dir.check_root(&wanted)?;
             let base = store.ram_base(&wanted.ram_base, wanted.memory_mib)?;
             let kernel = store.kernel().by_id(&wanted.kernel)?;
             let below = store.layers().below(&wanted)?;

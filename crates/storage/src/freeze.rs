@@ -21,7 +21,7 @@ use crate::hole;
 use crate::layout::{self, MANIFEST};
 use crate::manifest::{LayerFormat, LayerRef, Manifest};
 use crate::references::{Pin, Shared};
-use crate::sandbox_dir::SandboxDir;
+use crate::sandbox_dir::{SandboxDir, tables_of};
 use crate::sparse;
 use crate::store::Store;
 
@@ -175,6 +175,11 @@ impl Freeze {
     pub fn prepare(&mut self) -> Result<()> {
         let top = Staged::adopt(self.top_path.clone())?;
         durable::set_mode(top.file(), top.path(), 0o600)?;
+        // Where it sleeps, its memory lies over this top from now on.
+        let tables = tables_of(top.path())?;
+        if let Some(memory) = &mut self.manifest.memory {
+            memory.root_tables_blake3 = tables;
+        }
         hole::dig(top.file(), top.path())?;
         let staged = self.dir.stage_manifest(&self.manifest)?;
         let old = File::open(&self.old).map_err(|error| Error::io("open", &self.old, error))?;

@@ -11,7 +11,7 @@
 
 mod machines;
 mod objects;
-mod qcow2;
+pub(crate) mod qcow2;
 mod repair;
 mod strays;
 mod volumes;

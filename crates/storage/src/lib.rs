@@ -8,6 +8,8 @@ mod durable;
 mod error;
 mod freeze;
 mod fsck;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gc;
 mod hole;
 mod host_files;

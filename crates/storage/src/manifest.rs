@@ -154,6 +154,9 @@ pub struct MemoryRecord {
     /// Size of the device state in it, when it is packed (zstd); since version 6.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm_unpacked_bytes: Option<Bytes>,
+    /// BLAKE3 of the root overlay's header and tables (see `fsck::qcow2`), while nobody writes it; since version 7.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_tables_blake3: Option<ContentId>,
     /// Whether the agent had detached cleanly, so that the channel holds no half frame.
     pub detached: bool,
 }
@@ -219,7 +222,7 @@ pub struct Manifest {
     pub memory: Option<MemoryRecord>,
 }
 
-pub(crate) const FORMAT: Format = Format { name: "bhatti-sandbox", version: 6 };
+pub(crate) const FORMAT: Format = Format { name: "bhatti-sandbox", version: 7 };
 
 impl Manifest {
     /// The next generation, in which a guest runs: no memory image is valid any more.
@@ -376,6 +379,7 @@ mod tests {
                 vm_blake3: id(6),
                 vm_bytes: Bytes(9_110),
                 vm_unpacked_bytes: Some(Bytes(127_110)),
+                root_tables_blake3: Some(id(7)),
                 detached: true,
             }),
         }
@@ -391,6 +395,7 @@ mod tests {
         let plain = |memory: MemoryRecord| MemoryRecord {
             vm_bytes: Bytes(127_110),
             vm_unpacked_bytes: None,
+            root_tables_blake3: None,
             ..memory
         };
         let fifth_sample = || Manifest {
@@ -416,22 +421,26 @@ mod tests {
         assert_eq!(decode(fourth.as_bytes()).unwrap(), fourth_sample());
         let fifth = std::fs::read_to_string(golden("manifest-5.json")).unwrap();
         assert_eq!(decode(fifth.as_bytes()).unwrap(), fifth_sample());
-        let path = golden("manifest-6.json");
+        let sixth = std::fs::read_to_string(golden("manifest-6.json")).unwrap();
+        let unsealed = |memory: MemoryRecord| MemoryRecord { root_tables_blake3: None, ..memory };
+        let sixth_sample = Manifest { memory: sample().memory.map(unsealed), ..sample() };
+        assert_eq!(decode(sixth.as_bytes()).unwrap(), sixth_sample);
+        let path = golden("manifest-7.json");
         if std::env::var_os("BHATTI_WRITE_GOLDEN").is_some() && !path.exists() {
             std::fs::write(&path, sample().encode()).unwrap();
         }
-        let sixth = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(decode(sixth.as_bytes()).unwrap(), sample());
-        assert_eq!(String::from_utf8(sample().encode()).unwrap(), sixth);
+        let seventh = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(decode(seventh.as_bytes()).unwrap(), sample());
+        assert_eq!(String::from_utf8(sample().encode()).unwrap(), seventh);
     }
 
     #[test]
     fn a_newer_manifest_is_refused_by_its_version_even_if_nothing_else_is_known() {
-        let text = r#"{"format":"bhatti-sandbox","version":7,"blake4":"?","content":[]}"#;
+        let text = r#"{"format":"bhatti-sandbox","version":8,"blake4":"?","content":[]}"#;
         let error = decode(text.as_bytes()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooNew);
-        assert!(error.to_string().contains("version 7"), "{error}");
-        let same = String::from_utf8(sample().encode()).unwrap().replace("\"version\":6", "\"version\":7");
+        assert!(error.to_string().contains("version 8"), "{error}");
+        let same = String::from_utf8(sample().encode()).unwrap().replace("\"version\":7", "\"version\":8");
         assert_eq!(decode(same.as_bytes()).unwrap_err().kind(), ErrorKind::TooNew);
     }
 

@@ -20,6 +20,8 @@ use crate::durable::Staged;
 
 pub use base::RamBaseReport;
 pub(crate) use base::{hash_base_watched, write_ram_base};
+#[cfg(fuzzing)]
+pub(crate) use format::seal;
 pub use load::MemoryImage;
 pub use own::{OWN_BASE_ABOVE, Unchanged};
 pub use trim::{TRIM_ABOVE, Trimmed};

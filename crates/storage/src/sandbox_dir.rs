@@ -8,12 +8,13 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use types::{SandboxId, StorageLayout};
+use types::{ContentId, SandboxId, StorageLayout};
 
 use crate::clone::{CloneReport, clone_file};
 use crate::devices::{self, Packed, content_of};
 use crate::durable::{self, Staged, StagedDir};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fsck::qcow2::Qcow2;
 use crate::image::ImageRecord;
 use crate::layout::{self, MANIFEST, MEM_SNAP, VM_SNAP};
 use crate::lock;
@@ -139,7 +140,7 @@ impl SandboxDir {
         let named = |error: Error| match error.kind() {
             ErrorKind::Corrupt => error
                 .because(format!("the manifest of sandbox {} is damaged", self.id))
-                .hint_to(format!("restore the file, or `bhatti destroy {}`", self.id)),
+                .hint_to("restore the file, or move the sandbox into quarantine with `bhatti fsck --repair`"),
             _ => error,
         };
         let bytes = fs::read(&path).map_err(|error| match error.kind() {
@@ -328,6 +329,12 @@ impl SandboxDir {
     pub fn commit_cold(&self, memory: StagedMemory, manifest: Manifest, detached: bool) -> Result<Manifest> {
         let vm = devices::pack(&self.path.join(layout::VM_SNAP_NEW))?;
         let record = memory_record(&memory, &manifest, &vm, detached)?;
+        // The VMM has flushed it and stands still, and nobody else may write it.
+        let root_tables_blake3 = match manifest.layout {
+            StorageLayout::Overlay => tables_of(&self.root_disk_path(manifest.layout))?,
+            StorageLayout::Reflink => None,
+        };
+        let record = MemoryRecord { root_tables_blake3, ..record };
         let mut vm = vm.staged;
         let manifest = Manifest { state: RunState::Cold, memory: Some(record), ..manifest };
         let (before, before_bytes) = self.manifest_bytes()?;
@@ -380,6 +387,25 @@ impl SandboxDir {
         open_devices_of(&self.path, self.cold_record(manifest)?, &named(manifest))
     }
 
+    /// Whether the root disk has the header and the tables with which it fell asleep: memory over blocks that lie
+    /// elsewhere would be memory over another disk.
+    ///
+    /// # Errors
+    /// `Corrupt` when it has not.
+    pub fn check_root(&self, manifest: &Manifest) -> Result<()> {
+        let Some(known) = self.cold_record(manifest)?.root_tables_blake3.as_ref() else { return Ok(()) };
+        let path = self.root_disk_path(manifest.layout);
+        match tables_of(&path)? {
+            Some(now) if now == *known => Ok(()),
+            _ => Err(Error::new(ErrorKind::Corrupt, "read", &path)
+                .because(format!(
+                    "the root disk of sandbox {} is damaged: its header or tables are not those with which it fell asleep",
+                    manifest.name
+                ))
+                .hint_to("restore the file from a backup")),
+        }
+    }
+
     /// Gives up the memory image: commits the next generation as off, then removes the files.
     ///
     /// # Errors
@@ -417,6 +443,15 @@ impl SandboxDir {
     }
 }
 
+/// The checksum of an overlay's header and tables; `None` of a file that is no whole overlay, which no VMM opens either.
+pub(crate) fn tables_of(path: &Path) -> Result<Option<ContentId>> {
+    let fail = |error| Error::io("read", path, error);
+    let file = File::open(path).map_err(fail)?;
+    let Ok(header) = Qcow2::read(&file).map_err(fail)? else { return Ok(None) };
+    let hash = header.tables_blake3(&file).map_err(fail)?.ok();
+    Ok(hash.map(|hash| ContentId::from_hash(hash.as_bytes())))
+}
+
 /// What a manifest says of a memory image and a device state that were just written; both are read again.
 pub(crate) fn memory_record(
     memory: &StagedMemory,
@@ -440,6 +475,7 @@ pub(crate) fn memory_record(
         vm_blake3,
         vm_bytes,
         vm_unpacked_bytes: Some(devices.unpacked),
+        root_tables_blake3: None,
         detached,
     })
 }

@@ -350,7 +350,9 @@ impl StagedSnapshot {
             memory.staged.keep();
             devices.staged.keep();
         }
-        if record.sandbox.memory.is_some() {
+        if let Some(memory) = &mut record.sandbox.memory {
+            // Its own top is empty for ever; `fsck` looks at that.
+            memory.root_tables_blake3 = None;
             files.extend([open(MEM_SNAP)?, open(VM_SNAP)?]);
         } else if record.sandbox.state != RunState::Off {
             record.sandbox = Manifest { state: RunState::Off, memory: None, ..record.sandbox };

@@ -361,13 +361,25 @@ impl StagedVolume {
             return Err(exists());
         }
         durable::sync(self.staged.file(), self.staged.path())?;
-        let store = self.store.clone();
-        store.volumes().write_record(record)?;
-        if !self.staged.rename_if_new(&target)? {
-            return Err(exists());
+        let Self { store, staged, .. } = self;
+        let mut named = false;
+        let placed = (|| {
+            store.volumes().write_record(record)?;
+            named = staged.rename_if_new(&target)?;
+            if !named {
+                return Err(exists());
+            }
+            durable::sync_parent(&target)?;
+            store.volumes().open(&owner, &name)
+        })();
+        // Nobody was told of it, so nobody has it; whoever was quicker keeps what is there.
+        if placed.as_ref().is_err_and(|error| error.kind() != ErrorKind::Exists) {
+            if named {
+                let _ = durable::remove_if_there(&target);
+            }
+            let _ = durable::remove_if_there(&store.layout().volume_record(&owner, &name));
         }
-        durable::sync_parent(&target)?;
-        store.volumes().open(&owner, &name)
+        placed
     }
 
     /// Puts it in the place of the content of a volume that nobody else uses.

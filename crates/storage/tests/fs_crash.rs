@@ -311,6 +311,12 @@ fn fs_a_verb_that_is_ended_at_any_step_leaves_the_old_state_or_the_new_one() {
                     .filter(|thing| !there.contains(*thing))
                     .map(|thing| format!("gone: {thing}")),
             );
+            if through {
+                let expected: BTreeSet<_> =
+                    new.iter().filter(|line| !(repairs && line.starts_with("unreadable"))).cloned().collect();
+                let differs = now.symmetric_difference(&expected);
+                wrong.extend(differs.map(|line| format!("ran through, and is not as it should be: {line}")));
+            }
             let report = check(&store);
             let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error);
             wrong.extend(errors.filter(|_| !repairs).map(|finding| format!("fsck: {finding:?}")));

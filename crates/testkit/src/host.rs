@@ -200,6 +200,12 @@ impl TestHost {
         self.daemon.as_ref().expect("a daemon runs")
     }
 
+    /// Whether a daemon was started and not ended.
+    #[must_use]
+    pub fn has_daemon(&self) -> bool {
+        self.daemon.is_some()
+    }
+
     /// Starts the daemon and waits until it says that it is ready.
     pub fn start_daemon(&mut self) {
         let args: Vec<&str> = self.serve_args.iter().map(String::as_str).collect();

@@ -9,6 +9,7 @@
 mod cut;
 mod daemon;
 mod exposition;
+mod faults;
 mod host;
 mod http;
 mod lab;
@@ -18,6 +19,7 @@ mod tier;
 
 pub use daemon::Daemon;
 pub use exposition::Exposition;
+pub use faults::{Call, Faults};
 pub use host::{Outcome, TestHost};
 pub use http::Events;
 pub use lab::Lab;

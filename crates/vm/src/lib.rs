@@ -6,6 +6,8 @@ mod cgroup;
 mod codec;
 mod disk;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod host;
 mod machine;
 mod maps;

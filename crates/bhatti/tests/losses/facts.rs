@@ -32,6 +32,7 @@ pub enum Action {
     Start { name: String },
     Fork { name: String, copy: String },
     Snapshot { name: String, snapshot: String },
+    Backup,
     Resume { snapshot: String, name: String },
     Forget { snapshot: String },
     Destroy { name: String },
@@ -47,7 +48,7 @@ impl Action {
             | Self::Fork { name, .. }
             | Self::Snapshot { name, .. }
             | Self::Destroy { name } => Some(name),
-            Self::Create { .. } | Self::Resume { .. } | Self::Forget { .. } => None,
+            Self::Create { .. } | Self::Resume { .. } | Self::Forget { .. } | Self::Backup => None,
         }
     }
 
@@ -75,6 +76,8 @@ pub struct Line {
     pub made: u64,
     /// Its volume, and the writes in it; only such a line has no copies, for a volume has one writer.
     pub volume: Option<BTreeMap<String, u64>>,
+    /// Backups of it by id, with the writes that are in each.
+    pub backups: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
 impl Line {
@@ -90,6 +93,8 @@ pub struct Facts {
     pub lines: Vec<Line>,
     pub operations: u64,
     halted: bool,
+    /// The loss falls right behind so many acknowledgements.
+    left: Option<u64>,
     troubles: Vec<String>,
 }
 
@@ -104,8 +109,15 @@ impl Facts {
             under_way: None,
             made: 0,
             volume: (number == 0).then(BTreeMap::new),
+            backups: BTreeMap::new(),
         };
-        Self { lines: (0..lines).map(line).collect(), operations: 0, halted: false, troubles: Vec::new() }
+        Self {
+            lines: (0..lines).map(line).collect(),
+            operations: 0,
+            halted: false,
+            left: None,
+            troubles: Vec::new(),
+        }
     }
 
     pub fn line(&mut self, number: u64) -> &mut Line {
@@ -117,8 +129,18 @@ impl Facts {
         self.halted = true;
     }
 
-    pub fn resume(&mut self) {
-        self.halted = false;
+    /// Goes on, until somebody halts it or so many things more were acknowledged.
+    pub fn resume(&mut self, left: Option<u64>) {
+        (self.halted, self.left) = (false, left);
+    }
+
+    /// Counts something that was acknowledged; tells whether the loss is due now. `lasting` is what must have been made
+    /// durable by the host: a guest's write has just been synced by the guest.
+    pub fn count(&mut self, lasting: bool) -> bool {
+        self.operations += 1;
+        self.left = self.left.map(|left| left.saturating_sub(u64::from(lasting)));
+        self.halted |= self.left == Some(0);
+        self.halted
     }
 
     pub fn halted(&self) -> bool {

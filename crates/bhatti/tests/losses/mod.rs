@@ -6,12 +6,13 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+mod disks;
 mod facts;
 mod look;
 mod work;
 
 use std::fmt::Write as _;
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -70,12 +71,17 @@ struct Tally {
     resumed: usize,
     booted: usize,
     checked: usize,
+    disks: usize,
 }
 
 /// How many lines of work go on side by side.
 const LINES: u64 = 2;
-/// Within this time of the work's beginning a loss happens.
-const WITHIN_MS: u64 = 2500;
+/// Within this time of the work's beginning a loss happens, or right behind one of so many acknowledgements.
+const WITHIN_MS: u64 = 6000;
+const WITHIN_ACKNOWLEDGED: u64 = 4;
+
+/// No operation takes so long.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// The seed of this run, printed.
 pub fn seed() -> u64 {
@@ -94,22 +100,25 @@ pub fn suffer(host: &mut TestHost, losses: &[Loss], seed: u64) {
     // The template is made before: creating is cloning it from then on.
     host.ok(&["create", "--name", "first"]);
     host.ok(&["destroy", "first"]);
-    let facts = Mutex::new(Facts::new(LINES, seed));
+    let (facts, due) = (Mutex::new(Facts::new(LINES, seed)), Condvar::new());
     let mut choices = Choices::new(seed, 0);
     let mut tally = Tally::default();
     let mut lost = Vec::new();
     for (round, &loss) in losses.iter().enumerate() {
-        let delay = Duration::from_millis(choices.below(WITHIN_MS));
-        facts.lock().expect("facts").resume();
+        // At a random instant, or when somebody has just been told that something is so.
+        let left = (choices.below(2) == 0).then(|| 1 + choices.below(WITHIN_ACKNOWLEDGED));
+        let delay = if left.is_some() { LONGEST } else { Duration::from_millis(choices.below(WITHIN_MS)) };
+        let told = look::told(host, 0);
+        facts.lock().expect("facts").resume(left);
         let spared = thread::scope(|scope| {
             for line in 0..LINES {
-                let (host, facts) = (&*host, &facts);
-                scope.spawn(move || work::go_on(host, facts, line));
+                let (host, facts, due) = (&*host, &facts, &due);
+                scope.spawn(move || work::go_on(host, facts, due, line));
             }
-            // A random instant, and nothing that anybody waits for.
-            thread::sleep(delay);
             // Nothing begins and nothing is acknowledged from here on; what is under way goes on under the copy.
-            let mut facts = facts.lock().expect("facts");
+            let facts = facts.lock().expect("facts");
+            let (mut facts, _) =
+                due.wait_timeout_while(facts, delay, |facts| !facts.halted()).expect("facts");
             match loss {
                 Loss::Daemon => host.strike_daemon(),
                 Loss::Machines => host.kill_vmms(),
@@ -139,16 +148,20 @@ pub fn suffer(host: &mut TestHost, losses: &[Loss], seed: u64) {
         } else {
             tally.kills += 1;
         }
+        if matches!(loss, Loss::Both | Loss::Power) {
+            lost.extend(disks::look(host, &mut tally.disks));
+        }
         if loss != Loss::Machines {
             host.start_daemon();
         }
         let mut facts = facts.lock().expect("facts");
         lost.extend(facts.take_troubles());
         if lost.is_empty() {
-            lost.extend(look::around(host, &mut facts, loss, &mut tally));
+            lost.extend(look::around(host, &mut facts, loss, told, &mut tally));
         }
         if !lost.is_empty() {
-            let mut told = format!("round {round}, {loss:?} after {delay:?}, seed {seed}:");
+            let mut told =
+                format!("round {round}, {loss:?} after {left:?} acknowledgements or {delay:?}, seed {seed}:");
             lost.iter().for_each(|lost| write!(told, "\n  {lost}").expect("a string"));
             eprintln!("{told}");
             break;
@@ -160,12 +173,13 @@ pub fn suffer(host: &mut TestHost, losses: &[Loss], seed: u64) {
     }
     println!(
         "{} power cuts, {} kills, {operations} operations, {} looks at a sandbox ({} resumed or went on, {} booted), \
-         {} losses, seed {seed}, {:.0} s",
+         {} filesystems checked, {} losses, seed {seed}, {:.0} s",
         tally.cuts,
         tally.kills,
         tally.checked,
         tally.resumed,
         tally.booted,
+        tally.disks,
         lost.len(),
         began.elapsed().as_secs_f64()
     );

@@ -1,6 +1,6 @@
 //! Doing something, again and again, and noting what was acknowledged.
 
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 
 use testkit::TestHost;
 
@@ -69,6 +69,13 @@ fn choose(line: &mut Line) -> Action {
             Action::Resume { snapshot: snapshots[0].clone(), name: made }
         }
         44..48 if snapshots.len() > 1 => Action::Forget { snapshot: snapshots[0].clone() },
+        18..28
+            if !copies
+                && line.backups.len() < 4
+                && line.volume.as_ref().is_some_and(|volume| !volume.is_empty()) =>
+        {
+            Action::Backup
+        }
         48..54 => Action::Destroy { name },
         54..62 if names.len() > 1 => Action::Destroy { name },
         _ => Action::Write { name, number },
@@ -92,11 +99,12 @@ fn arguments(line: &Line, action: &Action) -> Vec<String> {
         Action::Snapshot { name, snapshot } => words(&["snapshot", "create", name, "--name", snapshot]),
         Action::Resume { snapshot, name } => words(&["snapshot", "resume", snapshot, "--name", name]),
         Action::Forget { snapshot } => words(&["snapshot", "delete", snapshot, "-y"]),
+        Action::Backup => words(&["--json", "volume", "backup", &line.volume_name()]),
         Action::Destroy { name } => words(&["destroy", name]),
     }
 }
 
-fn acknowledged(line: &mut Line, action: Action) {
+fn acknowledged(line: &mut Line, action: Action, said: &[u8]) {
     let content = |line: &Line, name: &str| line.sandboxes[name].content.clone();
     match action {
         Action::Create { name } => drop(line.sandboxes.insert(name, Sandbox::default())),
@@ -124,6 +132,11 @@ fn acknowledged(line: &mut Line, action: Action) {
             let content = line.snapshots[&snapshot].clone();
             line.sandboxes.insert(name, Sandbox { content, asleep: false });
         }
+        Action::Backup => {
+            let backup: serde_json::Value = serde_json::from_slice(said).expect("JSON");
+            let id = backup["id"].as_str().expect("an id").to_owned();
+            line.backups.insert(id, line.volume.clone().expect("a volume"));
+        }
         Action::Forget { snapshot } => {
             line.snapshots.remove(&snapshot);
             line.gone.insert(snapshot);
@@ -136,7 +149,7 @@ fn acknowledged(line: &mut Line, action: Action) {
 }
 
 /// Works until the loss.
-pub fn go_on(host: &TestHost, facts: &Mutex<Facts>, number: u64) {
+pub fn go_on(host: &TestHost, facts: &Mutex<Facts>, due: &Condvar, number: u64) {
     loop {
         let args = {
             let mut facts = facts.lock().expect("facts");
@@ -161,9 +174,14 @@ pub fn go_on(host: &TestHost, facts: &Mutex<Facts>, number: u64) {
                 outcome.text().trim_end(),
                 outcome.stderr.trim_end()
             ));
+            due.notify_all();
             return;
         }
-        facts.operations += 1;
-        acknowledged(facts.line(number), action);
+        let lasting = !matches!(action, Action::Write { .. } | Action::Start { .. });
+        acknowledged(facts.line(number), action, &outcome.stdout);
+        if facts.count(lasting) {
+            due.notify_all();
+            return;
+        }
     }
 }

@@ -155,6 +155,11 @@ impl Check<'_> {
                 dir.open_devices(&manifest).err(),
                 &mut found,
             )?;
+            if let Err(error) = dir.check_root(&manifest)
+                && error.kind() == ErrorKind::Corrupt
+            {
+                found.push(Finding::told(Severity::Error, machine.subject.clone(), &error));
+            }
         }
         found.extend(self.second_name(id, &machine));
         Ok(found)

@@ -17,11 +17,11 @@ const EXTENDED_L2: u64 = 1 << 4;
 
 /// A header.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Qcow2 {
+pub(crate) struct Qcow2 {
     /// Size of the disk.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// The file below, as the header says it.
-    pub(super) backing: Option<String>,
+    pub(crate) backing: Option<String>,
     cluster: u64,
     first_level: (u64, u64),
     refcounts: (u64, u64),
@@ -30,7 +30,7 @@ pub(super) struct Qcow2 {
 
 impl Qcow2 {
     /// Reads a header; what is wrong with it otherwise.
-    pub(super) fn read(file: &File) -> io::Result<Result<Self, &'static str>> {
+    pub(crate) fn read(file: &File) -> io::Result<Result<Self, &'static str>> {
         let len = file.metadata()?.len();
         let mut bytes = [0; HEADER];
         let there = usize::try_from(len).map_or(HEADER, |len| len.min(HEADER));
@@ -67,7 +67,7 @@ impl Qcow2 {
     }
 
     /// What is wrong with the tables and where they point to. Only of a file that nobody writes is it certain.
-    pub(super) fn damage(&self, file: &File) -> io::Result<Option<&'static str>> {
+    pub(crate) fn damage(&self, file: &File) -> io::Result<Option<&'static str>> {
         const SHORT: &str = "it is cut short: blocks of it lie behind its end";
         const TABLES: &str = "its tables are damaged";
         let len = file.metadata()?.len();
@@ -115,8 +115,32 @@ impl Qcow2 {
         Ok(None)
     }
 
+    /// BLAKE3 of all that says where which block is: the first cluster with the header and the name of what lies below,
+    /// both levels of tables, and the counts of references. What is wrong with the file otherwise.
+    pub(crate) fn tables_blake3(&self, file: &File) -> io::Result<Result<blake3::Hash, &'static str>> {
+        if let Some(what) = self.damage(file)? {
+            return Ok(Err(what));
+        }
+        let len = file.metadata()?.len();
+        let mut hasher = blake3::Hasher::new();
+        let mut add = |at: u64, bytes: u64| -> io::Result<Vec<u64>> {
+            let words = table(file, at, bytes, len)?;
+            for word in &words {
+                hasher.update(&word.to_be_bytes());
+            }
+            Ok(words)
+        };
+        add(0, self.cluster)?;
+        let tables = add(self.first_level.0, self.first_level.1)?;
+        let counts = add(self.refcounts.0, self.refcounts.1)?;
+        for at in tables.iter().chain(&counts).map(|entry| entry & OFFSET).filter(|at| *at > 0) {
+            add(at, self.cluster)?;
+        }
+        Ok(Ok(hasher.finalize()))
+    }
+
     /// Whether it has a block of its own.
-    pub(super) fn is_empty(&self, file: &File) -> io::Result<bool> {
+    pub(crate) fn is_empty(&self, file: &File) -> io::Result<bool> {
         let len = file.metadata()?.len();
         let bytes = self.first_level.1.min(LARGEST_TABLE);
         Ok(table(file, self.first_level.0, bytes, len)?.iter().all(|entry| entry & OFFSET == 0))
@@ -173,6 +197,8 @@ mod tests {
         put(56, &1u32.to_be_bytes());
         put(100, &104u32.to_be_bytes());
         put(112, b"../../base");
+        put(CLUSTER, &(2 * CLUSTER as u64).to_be_bytes());
+        (0..6).for_each(|block| put(2 * CLUSTER + 2 * block, &1u16.to_be_bytes()));
         put(3 * CLUSTER, &((4 * CLUSTER as u64) | (1 << 63)).to_be_bytes());
         put(4 * CLUSTER, &((5 * CLUSTER as u64) | (1 << 63)).to_be_bytes());
         put(4 * CLUSTER + 8, &1u64.to_be_bytes());
@@ -193,6 +219,35 @@ mod tests {
         assert_eq!((header.size, header.backing.as_deref()), (64 << 20, Some("../../base")));
         assert_eq!(header.damage(&file).unwrap(), None);
         assert!(!header.is_empty(&file).unwrap());
+    }
+
+    #[test]
+    fn any_bit_of_header_and_tables_is_in_their_checksum() {
+        use std::os::unix::fs::FileExt as _;
+        let (_dir, path) = disk();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let sum = || match Qcow2::read(&file).unwrap() {
+            Ok(header) => header.tables_blake3(&file).unwrap().ok(),
+            Err(_) => None,
+        };
+        let whole = sum().unwrap();
+        // The first level has one entry.
+        let tables = [(1, 24), (2, 24), (3, 8), (4, 24)];
+        let entries =
+            tables.iter().flat_map(|&(table, len)| (0..len).map(move |at| table * CLUSTER as u64 + at));
+        let offsets = (0..200).chain(entries);
+        for at in offsets {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            for bit in [0, 7] {
+                file.write_all_at(&[byte[0] ^ (1 << bit)], at).unwrap();
+                assert_ne!(sum(), Some(whole), "bit {bit} of byte {at}");
+            }
+            file.write_all_at(&byte, at).unwrap();
+        }
+        assert_eq!(sum(), Some(whole));
+        file.write_all_at(&[1], 5 * CLUSTER as u64).unwrap();
+        assert_eq!(sum(), Some(whole), "blocks are the guest's");
     }
 
     #[test]
