@@ -26,7 +26,8 @@ pub struct CreateRequest {
     /// Names of secrets to be given to the sandbox.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
-    /// How it reaches the world: `user` (through passt) or `none`; as the daemon was told when missing.
+    /// How it reaches the world: `bridge` (through passt, and the other sandboxes of its owner by name), `user` (through
+    /// passt) or `none`; as the daemon was told when missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub net: Option<String>,
     /// What it may reach: `none` alone, or any of `public` (every address of the internet; so when missing), prefixes of

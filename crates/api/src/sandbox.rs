@@ -46,7 +46,7 @@ pub struct Sandbox {
     /// The secrets that it is given, by name.
     #[serde(default)]
     pub secrets: Vec<String>,
-    /// How it reaches the world: `user` or `none`.
+    /// How it reaches the world: `bridge`, `user` or `none`.
     pub net: String,
     /// What it may reach.
     pub egress: Vec<String>,

@@ -314,7 +314,8 @@ pub struct Create {
     /// Give it a secret, as a variable of that name in every command
     #[arg(long, value_name = "NAME")]
     pub secret: Vec<SecretName>,
-    /// How it reaches the world: `user` (through passt) or `none` [default: as the daemon was told]
+    /// How it reaches the world: `bridge` (through passt, and siblings by name), `user` (through passt) or `none`
+    /// [default: as the daemon was told]
     #[arg(long, value_name = "MODE")]
     pub net: Option<NetMode>,
     /// What it may reach: `none` alone, or `public`, names (pypi.org, *.debian.org) and prefixes (10.1.0.0/16) [default:
