@@ -41,7 +41,6 @@ pub(crate) fn outbound(
     }
     let passes = match siblings.map_or(Route::Elsewhere, |siblings| siblings.route(ip.from, ip.to)) {
         Route::Sibling(address) => return Verdict::ToSibling(address),
-        Route::Nowhere => return Verdict::Drop,
         Route::Nobody => false,
         Route::Elsewhere => reach.allows(ip.to, host),
     };

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustix::process::DumpableBehavior;
+use sys::host_socket::ProcFdPath;
 use sys::netlink::Netlink;
 use types::{Egress, Rate};
 
@@ -104,7 +105,7 @@ pub fn relay(orders: Orders) -> Result<()> {
     let host = host_addresses().map_err(io("reading the host's addresses"))?;
     let named = Reach::new(egress);
     let (names, has_names) = (named.names(), named.has_names());
-    let switch = among.map(|own| Switch::open(Path::new("."), own)).transpose()?;
+    let switch = among.map(|own| Switch::open(place()?, own)).transpose()?;
     let shared = Arc::new(Shared {
         switch,
         reach: RwLock::new(named),
@@ -147,6 +148,14 @@ pub fn relay(orders: Orders) -> Result<()> {
     });
     let _gone = from_guest(vmm, passt, &shared, Pacer::new(rate));
     Ok(())
+}
+
+/// The directory that this process was started in, which is held from now on but not stood in.
+fn place() -> Result<ProcFdPath> {
+    let io = |source| Error::Io { op: "looking for siblings", source };
+    let place = ProcFdPath::open(Path::new(".")).map_err(io)?;
+    rustix::process::chdir("/").map_err(|error| io(error.into()))?;
+    Ok(place)
 }
 
 fn stream(fd: BorrowedFd<'_>) -> io::Result<UnixStream> {

@@ -13,11 +13,12 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::net::SendFlags;
+use sys::host_socket::ProcFdPath;
 
 use crate::GATEWAY_MAC;
 use crate::address::Address;
@@ -46,9 +47,7 @@ pub(crate) enum Route {
     Elsewhere,
     /// To the one of this address.
     Sibling(Ipv4Addr),
-    /// Nowhere: it does not come from whom it names.
-    Nowhere,
-    /// Nowhere: there is none of that address.
+    /// To nobody: there is none of that address, or it does not come from whom it names.
     Nobody,
 }
 
@@ -67,8 +66,8 @@ pub(crate) enum Known {
 #[derive(Debug)]
 pub(crate) struct Switch {
     own: Address,
-    /// The owner's directory: the working directory, but for tests.
-    dir: PathBuf,
+    /// The owner's directory.
+    dir: ProcFdPath,
     socket: UnixDatagram,
     waiting: Mutex<HashMap<Ipv4Addr, Waiting>>,
     somebody_waits: Condvar,
@@ -101,9 +100,9 @@ impl Switch {
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn open(dir: &Path, own: Address) -> Result<Self> {
+    pub(crate) fn open(dir: ProcFdPath, own: Address) -> Result<Self> {
         let io = |source| Error::Io { op: "taking a place among siblings", source };
-        let path = dir.join(LINES).join(own.v4.to_string());
+        let path = dir.path_of(LINES).join(own.v4.to_string());
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
             // One that is left of a line before this.
@@ -112,7 +111,7 @@ impl Switch {
         let socket = UnixDatagram::bind(path).map_err(io)?;
         Ok(Self {
             own,
-            dir: dir.to_owned(),
+            dir,
             socket,
             waiting: Mutex::default(),
             somebody_waits: Condvar::new(),
@@ -124,7 +123,7 @@ impl Switch {
     pub(crate) fn route(&self, from: IpAddr, to: IpAddr) -> Route {
         let Some(there) = sibling(to) else { return Route::Elsewhere };
         if from != IpAddr::from(self.own.v4) && from != IpAddr::from(self.own.v6) {
-            return Route::Nowhere;
+            return Route::Nobody;
         }
         if there == self.own.v4 || fs::symlink_metadata(self.name_at(&there.to_string())).is_err() {
             return Route::Nobody;
@@ -133,7 +132,7 @@ impl Switch {
     }
 
     fn name_at(&self, name: &str) -> PathBuf {
-        self.dir.join(NAMES).join(name)
+        self.dir.path_of(NAMES).join(name)
     }
 
     /// What a name means among siblings. `name` is in lower case.
@@ -173,7 +172,7 @@ impl Switch {
     }
 
     fn try_send(&self, to: Ipv4Addr, packet: &[u8]) -> io::Result<()> {
-        let path = self.dir.join(LINES).join(to.to_string());
+        let path = self.dir.path_of(LINES).join(to.to_string());
         let address = rustix::net::SocketAddrUnix::new(path)?;
         rustix::net::sendto(&self.socket, packet, SendFlags::DONTWAIT | SendFlags::NOSIGNAL, &address)?;
         Ok(())
@@ -223,7 +222,7 @@ impl Switch {
         told.retain(|_, before| now.duration_since(*before) < TELL_EVERY);
         told.insert(of, now);
         drop(told);
-        let Ok(address) = rustix::net::SocketAddrUnix::new(self.dir.join(WAKE)) else { return };
+        let Ok(address) = rustix::net::SocketAddrUnix::new(self.dir.path_of(WAKE)) else { return };
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let _nobody = rustix::net::sendto(&self.socket, of.to_string().as_bytes(), flags, &address);
     }
@@ -296,6 +295,10 @@ mod tests {
         Room(dir, wake)
     }
 
+    fn there(dir: &tempfile::TempDir, own: Address) -> Switch {
+        Switch::open(ProcFdPath::open(dir.path()).unwrap(), own).unwrap()
+    }
+
     fn packet(from: Address, to: Address) -> Vec<u8> {
         udp((&from.v4.to_string(), 1), (&to.v4.to_string(), 2), b"hello")[ETHERNET..].to_vec()
     }
@@ -303,13 +306,13 @@ mod tests {
     #[test]
     fn packets_go_to_siblings_alone_and_only_from_whom_they_name() {
         let Room(dir, _wake) = room(&[("a", of(1)), ("b", of(2))]);
-        let a = Switch::open(dir.path(), of(1)).unwrap();
+        let a = there(&dir, of(1));
         let route = |from: &str, to: IpAddr| a.route(from.parse().unwrap(), to);
         let (own, v6) = (of(1).v4.to_string(), of(1).v6.to_string());
         assert_eq!(route(&own, of(2).v4.into()), Route::Sibling(of(2).v4));
         assert_eq!(route(&v6, of(2).v6.into()), Route::Sibling(of(2).v4));
-        assert_eq!(route(&of(2).v4.to_string(), of(2).v4.into()), Route::Nowhere);
-        assert_eq!(route("203.0.113.2", of(2).v4.into()), Route::Nowhere);
+        assert_eq!(route(&of(2).v4.to_string(), of(2).v4.into()), Route::Nobody);
+        assert_eq!(route("203.0.113.2", of(2).v4.into()), Route::Nobody);
         assert_eq!(route(&own, of(3).v4.into()), Route::Nobody);
         assert_eq!(route(&own, of(1).v4.into()), Route::Nobody);
         for to in ["1.1.1.1", "198.18.0.1", "10.0.0.1", "198.19.7.255", "fd00::1", "2001:db8::1"] {
@@ -320,7 +323,7 @@ mod tests {
     #[test]
     fn names_are_known_with_and_without_the_domain_and_are_no_paths() {
         let Room(dir, _wake) = room(&[("a", of(1)), ("b", of(2))]);
-        let a = Switch::open(dir.path(), of(1)).unwrap();
+        let a = there(&dir, of(1));
         let at = Known::At(vec![of(2).v4.into(), of(2).v6.into()]);
         assert_eq!((a.look_up("b"), a.look_up("b.bhatti")), (at.clone(), at));
         assert_eq!((a.look_up("c"), a.look_up("c.bhatti")), (Known::Not, Known::Nobody));
@@ -332,14 +335,14 @@ mod tests {
     #[test]
     fn a_packet_waits_for_a_sleeper_whom_the_daemon_is_told_of_and_comes_once() {
         let Room(dir, wake) = room(&[("a", of(1)), ("b", of(2))]);
-        let a = Arc::new(Switch::open(dir.path(), of(1)).unwrap());
+        let a = Arc::new(there(&dir, of(1)));
         let courier = Arc::clone(&a);
         std::thread::spawn(move || courier.deliver());
         a.send(of(2).v4, &packet(of(1), of(2)));
         let mut buffer = [0; 64];
         let len = wake.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..len], of(2).v4.to_string().as_bytes());
-        let b = Switch::open(dir.path(), of(2)).unwrap();
+        let b = there(&dir, of(2));
         let mut frame = Vec::new();
         b.receive(&mut frame).unwrap();
         assert_eq!((&frame[..6], &frame[6..12]), (&of(2).mac[..], &GATEWAY_MAC[..]));
@@ -351,7 +354,7 @@ mod tests {
     #[test]
     fn what_is_not_from_a_sibling_to_this_one_is_not_received() {
         let Room(dir, _wake) = room(&[]);
-        let b = Switch::open(dir.path(), of(2)).unwrap();
+        let b = there(&dir, of(2));
         b.socket.set_nonblocking(true).unwrap();
         let other = UnixDatagram::unbound().unwrap();
         let stranger = udp(("1.1.1.1", 1), (&of(2).v4.to_string(), 2), b"x")[ETHERNET..].to_vec();
@@ -370,8 +373,8 @@ mod tests {
     #[test]
     fn one_who_takes_nothing_keeps_a_bounded_number_waiting_and_nobody_else() {
         let Room(dir, _wake) = room(&[("a", of(1)), ("b", of(2)), ("c", of(3))]);
-        let a = Switch::open(dir.path(), of(1)).unwrap();
-        let (_b, c) = (Switch::open(dir.path(), of(2)).unwrap(), Switch::open(dir.path(), of(3)).unwrap());
+        let a = there(&dir, of(1));
+        let (_b, c) = (there(&dir, of(2)), there(&dir, of(3)));
         for _ in 0..10_000 {
             a.send(of(2).v4, &packet(of(1), of(2)));
         }
