@@ -173,7 +173,7 @@ fn suites(steps: &Steps, options: &Options, place: &str, root: &Path, data: &Pat
 }
 
 /// Everything but what is the same on every filesystem.
-const ONCE: &str = "default() & not (test(ten_thousand) | test(a_gibibyte) | test(are_killed) | binary(/^real_|^vm_(exec|images|limits|net|refusals|schema|shell|thermal|traffic)$/))";
+const ONCE: &str = "default() & not (test(ten_thousand) | test(a_gibibyte) | test(are_killed) | binary(/^real_|^vm_(exec|flips|images|limits|net|refusals|schema|shell|thermal|traffic)$/))";
 /// What a layout of root disks can change.
 const LAYOUT: &str = "default() & binary(/^vm_(lifecycle|files|snapshots|forks)$/) & not (test(ten_thousand) | test(a_gibibyte))";
 
