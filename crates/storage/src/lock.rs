@@ -17,8 +17,8 @@ use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long a lock is tried for. It is held for moments by those who only look, and by children of this
-/// process between fork and exec.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// process between fork and exec, which on a host with more to do than processors may be for a good part of a second.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Held by the one daemon of a data root, until dropped.
 #[derive(Debug)]

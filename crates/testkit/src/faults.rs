@@ -6,13 +6,17 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 /// What makes and changes files.
 const WRITES: &str = "write,pwrite64,writev,pwritev,fsync,fdatasync,ftruncate,fallocate,copy_file_range,rename,renameat,\
     renameat2,link,linkat,mkdir,mkdirat,unlink,unlinkat,rmdir,openat,fchmod,syncfs";
 /// What reads them.
 const READS: &str = "read,pread64,readv,preadv,openat";
+
+/// How long strace may take to let go.
+const PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// A system call on a file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,7 +74,16 @@ impl Faults {
     }
 
     fn let_go(&mut self) {
-        kill_process(Pid::from_child(&self.strace), Signal::INT).expect("a signal");
+        let pid = Pid::from_child(&self.strace);
+        let handle = pidfd_open(pid, PidfdFlags::empty()).expect("a handle of strace");
+        kill_process(pid, Signal::INT).expect("a signal");
+        // strace waits for ever for a process whose first thread is dead and another is held by it. The kernel lets all
+        // go when strace is gone; what it wrote is in the file by then, for it writes each line.
+        let mut fds = [PollFd::new(&handle, PollFlags::IN)];
+        let ended = poll(&mut fds, Some(&PATIENCE)).expect("its end");
+        if ended == 0 {
+            kill_process(pid, Signal::KILL).expect("a signal");
+        }
         self.strace.wait().expect("strace ends");
     }
 

@@ -173,7 +173,7 @@ fn suites(steps: &Steps, options: &Options, place: &str, root: &Path, data: &Pat
 }
 
 /// Everything but what is the same on every filesystem.
-const ONCE: &str = "default() & not (test(ten_thousand) | test(a_gibibyte) | test(are_killed) | binary(/^real_|^vm_(confined|exec|images|limits|net|quickstart|refusals|schema|shell|siblings|thermal|traffic)$/))";
+const ONCE: &str = "default() & not (test(ten_thousand) | test(a_gibibyte) | test(are_killed) | binary(/^real_|^vm_(confined|exec|flips|images|limits|net|quickstart|refusals|schema|shell|siblings|thermal|traffic)$/))";
 /// What a layout of root disks can change.
 const LAYOUT: &str = "default() & binary(/^vm_(lifecycle|files|snapshots|forks)$/) & not (test(ten_thousand) | test(a_gibibyte))";
 
