@@ -288,3 +288,85 @@ fn entries(dir: &Path) -> io::Result<Vec<String>> {
     };
     read.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn of(byte: u8) -> (SandboxId, Address) {
+        (format!("{byte:02x}").repeat(8).parse().unwrap(), Address::of(&[byte; 32]))
+    }
+
+    fn name(text: &str) -> SandboxName {
+        text.parse().unwrap()
+    }
+
+    /// What is published of an owner's sandboxes.
+    fn published(dir: &Path, owner: &Owner) -> Vec<String> {
+        let mut names = entries(&dir.join(owner.as_str()).join(NAMES)).unwrap();
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn an_address_is_one_siblings_alone_and_its_name_goes_where_it_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tell, _asked) = mpsc::channel(4);
+        let lanes = Lanes::open(dir.path().to_owned(), tell).unwrap();
+        let (admin, eve) = (Owner::admin(), "eve".parse().unwrap());
+        let ((a, here), (b, _)) = (of(1), of(2));
+        assert!(lanes.claim(&admin, &a, &here) && lanes.claim(&admin, &a, &here));
+        assert!(!lanes.claim(&admin, &b, &here), "a sibling has it");
+        assert!(lanes.claim(&eve, &b, &here), "strangers do not meet");
+        lanes.seat(&admin, &a, &name("web"), &here).unwrap();
+        let error = lanes.seat(&admin, &b, &name("other"), &here).unwrap_err();
+        assert!(error.to_string().contains("web"), "{error}");
+        assert_eq!(published(dir.path(), &admin), [here.v4.to_string().as_str(), "web"]);
+        lanes.seat(&admin, &a, &name("api"), &here).unwrap();
+        assert_eq!(published(dir.path(), &admin), [here.v4.to_string().as_str(), "api"]);
+        // One that is not the seat's takes nothing away.
+        lanes.leave(&admin, &b, &here).unwrap();
+        assert_eq!(published(dir.path(), &admin).len(), 2);
+        lanes.leave(&admin, &a, &here).unwrap();
+        lanes.leave(&eve, &b, &here).unwrap();
+        assert_eq!(entries(dir.path()).unwrap(), [""; 0], "nothing of nobody stays");
+        assert!(lanes.claim(&admin, &b, &here), "it is free again");
+    }
+
+    #[tokio::test]
+    async fn what_was_left_of_others_goes_and_the_lines_of_those_who_run_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let admin = Owner::admin();
+        let ((a, here), (b, there)) = (of(1), of(2));
+        let open = || Lanes::open(dir.path().to_owned(), mpsc::channel(4).0).unwrap();
+        let before = open();
+        for (id, address, called) in [(&a, &here, "a"), (&b, &there, "b")] {
+            before.seat(&admin, id, &name(called), address).unwrap();
+            fs::write(dir.path().join("admin").join(LINES).join(address.v4.to_string()), "").unwrap();
+        }
+        before.seat(&"gone".parse().unwrap(), &a, &name("a"), &here).unwrap();
+        drop(before);
+        let lanes = open();
+        lanes.seat(&admin, &a, &name("a"), &here).unwrap();
+        lanes.tidy().unwrap();
+        assert_eq!(published(dir.path(), &admin), [here.v4.to_string().as_str(), "a"]);
+        assert_eq!(entries(&dir.path().join("admin").join(LINES)).unwrap(), [here.v4.to_string()]);
+        assert_eq!(entries(dir.path()).unwrap(), ["admin"]);
+    }
+
+    #[tokio::test]
+    async fn who_is_asked_for_by_address_is_told_by_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tell, mut asked) = mpsc::channel(4);
+        let lanes = Lanes::open(dir.path().to_owned(), tell).unwrap();
+        let (admin, (a, here)) = (Owner::admin(), of(1));
+        let place = lanes.seat(&admin, &a, &name("a"), &here).unwrap();
+        let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        for text in ["nonsense", "198.19.9.9", &"x".repeat(300), &here.v4.to_string()] {
+            socket.send_to(text.as_bytes(), place.path_of(WAKE)).unwrap();
+        }
+        assert_eq!(asked.recv().await, Some((admin, a)));
+    }
+}
