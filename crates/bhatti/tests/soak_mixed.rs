@@ -18,7 +18,7 @@ const BHATTI: &str = env!("CARGO_BIN_EXE_bhatti");
 const CLIENTS: usize = 4;
 const EACH: usize = 2;
 const OPERATIONS: usize = 500;
-/// How much larger the daemon may be after the last four fifths of the operations: its allocator keeps what threads used.
+/// How much larger the daemon may be at the end than in the middle: its allocator keeps what threads used.
 const GROWTH_KIB: u64 = 12 << 10;
 
 /// What there is of a host, beside what it is for.
@@ -249,7 +249,10 @@ fn five_hundred_operations_of_four_clients_leave_nothing() {
         "descriptors: {descriptors_before} then {}",
         descriptors(&host)
     );
-    let early = sizes.iter().find(|(at, ..)| *at == OPERATIONS / 5).unwrap().1;
+    // Around the half: what several threads' allocations keep is there by then, and what one snapshot needs for a moment
+    // is in no more than some of the samples.
+    let half = sizes.iter().filter(|(at, ..)| (OPERATIONS * 2 / 5..=OPERATIONS * 3 / 5).contains(at));
+    let early = half.map(|(_, own, _)| *own).min().unwrap();
     let late = status_kib(&host, "RssAnon");
     assert!(late <= early + GROWTH_KIB, "the daemon grew from {early} to {late} KiB");
 }

@@ -62,6 +62,7 @@ fn a_full_disk_refuses_what_needs_room_and_leaves_guests_running() {
         if leave == 0 {
             let forked = host.run(&["fork", "a", "--name", "f"]);
             assert_eq!(forked.code, 1, "{}", forked.stderr);
+            host.refused(&["volume", "create", "more", "--size", "64"], 1, &["it is full", "bhatti gc"]);
         }
         // A freeze may have been committed before the room ran out: a layer that is in use, and is sealed (and the seal's
         // file made and removed) while nobody waits. The directory of an owner's snapshots stays, empty, for the next

@@ -511,8 +511,11 @@ pub(crate) fn open_devices_of(dir: &Path, record: &MemoryRecord, owner: &Named) 
         return Err(damaged(&path, owner, "its checksum does not match"));
     }
     match record.vm_unpacked_bytes {
-        Some(unpacked) => devices::unpack(file, unpacked)
-            .map_err(|error| damaged(&path, owner, "it cannot be unpacked").caused_by(error)),
+        // An error of the disk is no damage: it may be gone at the next try.
+        Some(unpacked) => devices::unpack(file, unpacked).map_err(|error| match error.raw_os_error() {
+            Some(_) => Error::io("read", &path, error),
+            None => damaged(&path, owner, "it cannot be unpacked").caused_by(error),
+        }),
         // Stored before device state was packed.
         None => Ok(file),
     }
