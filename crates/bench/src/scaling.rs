@@ -25,8 +25,8 @@ pub(crate) fn measure(
     let laws: [(&str, Law); 4] = [
         ("stop and wake against memory", memory::measure),
         ("create against the size of its image", images::measure),
-        ("disk and page cache against clones", clones::measure),
         ("the daemon against the number of sandboxes", many::measure),
+        ("disk and page cache against clones", clones::measure),
     ];
     let (mut figures, mut rows) = (Vec::new(), Vec::new());
     for (what, law) in laws {

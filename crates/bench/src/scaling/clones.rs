@@ -11,10 +11,13 @@ use crate::plot::Figure;
 use crate::progress::Progress;
 use crate::sample::mib;
 
+/// The last of them with ten runs.
 const COLD: [usize; 8] = [1, 2, 5, 10, 20, 50, 100, 200];
+/// Cold ones for each run asked for.
+const A_RUN: usize = 20;
 const READERS: [usize; 5] = [1, 2, 4, 6, 10];
 
-pub(super) fn measure(daemon: &Daemon, _: &Options, progress: Progress<'_>) -> Result<Vec<Figure>> {
+pub(super) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Vec<Figure>> {
     let mut images = 0;
     for entry in std::fs::read_dir(daemon.data_dir().join("images/objects")).during("looking at images")? {
         let path = entry.during("looking at images")?.path();
@@ -23,10 +26,11 @@ pub(super) fn measure(daemon: &Daemon, _: &Options, progress: Progress<'_>) -> R
     let mut ours = Growing::new("cold sandboxes, all their files");
     let mut copies = Growing::new("as many copies of the image (computed)");
     let mut all = 0;
-    for number in 1..=COLD[COLD.len() - 1] {
+    let most = COLD[COLD.len() - 1].min(options.runs * A_RUN);
+    for number in 1..=most {
         progress.go_on()?;
         if number % 20 == 1 {
-            progress.step(&format!("scaling: cold sandboxes: {number} of {}", COLD[COLD.len() - 1]))?;
+            progress.step(&format!("scaling: cold sandboxes: {number} of {most}"))?;
         }
         let name = format!("clone-{number}");
         daemon.post("/sandboxes", &json!({ "name": name }))?;

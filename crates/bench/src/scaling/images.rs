@@ -8,6 +8,7 @@ use super::{Growing, RUNS, figure};
 use crate::Options;
 use crate::daemon::Daemon;
 use crate::error::Result;
+use crate::images::bhatti;
 use crate::plot::Figure;
 use crate::progress::Progress;
 use crate::sample::{Sample, ms};
@@ -26,7 +27,8 @@ pub(super) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>
         daemon.post("/sandboxes", &json!({ "name": "source" }))?;
         let fill = format!("dd if=/dev/urandom of=/root/more bs=1M count={more} conv=fsync status=none");
         daemon.root_script("source", &fill)?;
-        daemon.post("/images/save", &json!({ "sandbox": "source", "name": image }))?;
+        // A task: the command line waits for it.
+        bhatti(daemon, options, &["image", "save", "source", "--name", &image])?;
         daemon.delete("source")?;
         let (mut took, mut step) = (Sample::default(), Sample::default());
         // The first create boots the template.
