@@ -47,7 +47,7 @@ if [ "${1:-}" = --tests ]; then
 fi
 
 if [ "${1:-}" = --bench ]; then
-    wanted+=("fincore util-linux-extra" "docker-registry docker-registry" "skopeo skopeo")
+    wanted+=("fincore util-linux-extra" "docker-registry docker-registry" "skopeo skopeo" "rsvg-convert librsvg2-bin")
 fi
 
 there() { case "$1" in /*) [ -e "$1" ] ;; *) command -v "$1" > /dev/null ;; esac; }

@@ -22,6 +22,8 @@ pub(crate) struct Daemon {
     url: String,
     key: String,
     dir: TempDir,
+    /// Whether its sandboxes are destroyed one by one when it ends.
+    clears: bool,
 }
 
 impl Daemon {
@@ -66,11 +68,16 @@ impl Daemon {
         };
         let key = fs::read_to_string(dir.path().join("admin.key")).during("reading the admin key")?;
         let config = ureq::Agent::config_builder().http_status_as_error(false).build();
-        let daemon = Self { child, agent: config.into(), url, key: key.trim().to_owned(), dir };
+        let daemon = Self { child, agent: config.into(), url, key: key.trim().to_owned(), dir, clears: true };
         // The template and the accelerator's proof are there before anything is timed.
         daemon.post("/sandboxes", &json!({ "name": "first" }))?;
         daemon.delete("first")?;
         Ok(daemon)
+    }
+
+    /// When it ends its sandboxes go with their files alone: none of them may run.
+    pub(crate) const fn leave_sandboxes(&mut self) {
+        self.clears = false;
     }
 
     pub(crate) fn data_dir(&self) -> &Path {
@@ -254,7 +261,9 @@ impl Events {
 impl Drop for Daemon {
     fn drop(&mut self) {
         // Destroyed by the daemon, so that no VMM is left; what fails here fails on the way out and has nobody to tell.
-        let _gone = self.clear();
+        if self.clears {
+            let _gone = self.clear();
+        }
         // SIGTERM and not a kill: a daemon that ends in order ends the machines that stand by, too.
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _told = kill_process(pid, Signal::TERM);

@@ -15,7 +15,8 @@ use crate::sample::{Sample, mib};
 use crate::table::{Row, Target};
 
 /// Reads the files of the image, at most 150 MiB of them, always the same ones.
-const READ: &str = "cd / && tar cf - --sort=name usr bin/.. 2>/dev/null | head -c 157286400 | wc -c";
+pub(crate) const READ: &str =
+    "cd / && tar cf - --sort=name usr bin/.. 2>/dev/null | head -c 157286400 | wc -c";
 const READERS: usize = 5;
 
 pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Vec<Row>> {
@@ -53,7 +54,7 @@ pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>
 }
 
 /// Allocated bytes of a directory's files and of itself.
-fn allocated(dir: &Path) -> Result<u64> {
+pub(crate) fn allocated(dir: &Path) -> Result<u64> {
     let mut total = fs::metadata(dir).during("looking at the sandbox")?.blocks() * 512;
     for entry in fs::read_dir(dir).during("looking at the sandbox")? {
         total += entry.and_then(|entry| entry.metadata()).during("looking at the sandbox")?.blocks() * 512;
@@ -62,7 +63,7 @@ fn allocated(dir: &Path) -> Result<u64> {
 }
 
 /// Bytes in the page cache of every image and every sandbox's root disk (fincore(1) of util-linux).
-fn cached(daemon: &Daemon) -> Result<u64> {
+pub(crate) fn cached(daemon: &Daemon) -> Result<u64> {
     let mut command = Command::new("fincore");
     command.args(["--bytes", "--raw", "--noheadings", "--output", "RES"]);
     for dir in ["images/objects", "sandboxes"] {

@@ -141,6 +141,7 @@ fn on_one(
     let bed = Bed::new(options, progress, daemon, device)?;
     if report.host.is_empty() {
         report.host = bed.daemon.describe()?;
+        crate::compare::same_host(options, report)?;
     }
     type Part = fn(&Bed<'_>, &mut Across) -> Result<Found>;
     let snapshots: [(&str, Part); 3] =

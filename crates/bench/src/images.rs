@@ -190,7 +190,7 @@ fn peak_mib(daemon: &Daemon) -> Result<f64> {
 }
 
 /// The command line against the bench's daemon.
-fn bhatti(daemon: &Daemon, options: &Options, args: &[&str]) -> Result<Value> {
+pub(crate) fn bhatti(daemon: &Daemon, options: &Options, args: &[&str]) -> Result<Value> {
     let mut command = Command::new(&options.program);
     command.arg("--json").args(args).env("BHATTI_DATA_DIR", daemon.data_dir()).stdin(Stdio::null());
     let done = command.output().during("running bhatti")?;

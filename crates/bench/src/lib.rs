@@ -3,6 +3,7 @@
 //! The machine may be shared and noisy, so nothing here passes or fails by a clock: a row gives medians with minimum
 //! and maximum, and the ratio of the medians beside the target.
 
+mod compare;
 mod daemon;
 mod data;
 mod density;
@@ -14,10 +15,12 @@ mod life;
 mod pages;
 mod phases;
 mod place;
+mod plot;
 mod progress;
 mod reference;
 mod resident;
 mod sample;
+mod scaling;
 mod table;
 mod wake;
 
@@ -27,6 +30,7 @@ use std::sync::atomic::AtomicBool;
 
 pub use error::{Error, Result};
 pub use place::Filesystem;
+pub use plot::write_all as write_plots;
 pub use sample::Sample;
 pub use table::{Report, Row, Table, Target};
 
@@ -48,6 +52,8 @@ pub struct Options {
     pub scratch: PathBuf,
     /// Which filesystems; empty for all that can be made here.
     pub on: Vec<Filesystem>,
+    /// `performance.json` of an earlier run on this host, which this one is compared with.
+    pub against: Option<PathBuf>,
     /// Once it is true the bench ends with an error, after it has removed what it made.
     pub cancel: Arc<AtomicBool>,
 }
@@ -67,6 +73,8 @@ pub enum Suite {
     Snapshot,
     /// Clones, snapshots, forks, and where the bytes are, on several filesystems.
     Storage,
+    /// Where costs stop being flat.
+    Scaling,
     /// Pulls that share layers, and an import beside the host's own tools.
     Images,
 }
@@ -83,31 +91,42 @@ pub fn run(options: &Options, tell: &(dyn Fn(&str) + Sync)) -> Result<Report> {
         runs: options.runs,
         rows: Vec::new(),
         tables: Vec::new(),
+        figures: Vec::new(),
         notes: Vec::new(),
     };
     let (on_several, on_one): (Vec<Suite>, Vec<Suite>) =
         options.suites.iter().partition(|suite| matches!(suite, Suite::Storage | Suite::Snapshot));
     if !on_one.is_empty() {
         let daemon = Daemon::start(options, data::linked(options)?, progress)?;
+        report.host = daemon.describe()?;
+        compare::same_host(options, &report)?;
         for suite in on_one {
             report.rows.extend(match suite {
                 Suite::Life => life::measure(&daemon, options, progress)?,
                 Suite::Wake => {
-                    let wake::Found { rows, notes } = wake::measure(&daemon, options, progress)?;
+                    let wake::Found { rows, notes, bars } = wake::measure(&daemon, options, progress)?;
                     report.notes.extend(notes);
+                    report.figures.push(phases::figure(bars));
                     rows
                 }
                 Suite::Exec => exec::measure(&daemon, options, progress)?,
                 Suite::Density => density::measure(&daemon, options, progress)?,
+                Suite::Scaling => {
+                    let (figures, rows) = scaling::measure(&daemon, options, progress)?;
+                    report.tables.extend(figures.iter().filter_map(Table::of_curves));
+                    report.figures.extend(figures);
+                    rows
+                }
                 Suite::Images => images::measure(&daemon, options, progress)?,
                 Suite::Snapshot | Suite::Storage => Vec::new(),
             });
         }
-        report.host = daemon.describe()?;
     }
     if !on_several.is_empty() {
         let all = on_several.contains(&Suite::Storage);
         filesystem::measure(options, progress, all, &mut report)?;
     }
+    report.figures.extend(plot::distributions(&report));
+    compare::with_earlier(options, &mut report)?;
     Ok(report)
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde_json::Value;
 
+use crate::plot::{Bar, Figure, Shows};
 use crate::sample::Sample;
 
 /// The phases of one verb in the order of their names, each with what it took every time.
@@ -21,6 +22,30 @@ impl Phases {
                 None => self.0.push((phase.clone(), Sample { values: vec![took] })),
             }
         }
+    }
+}
+
+impl Phases {
+    /// Medians of all phases, and what is left of the total.
+    pub(crate) fn bar(&self, name: &str) -> Bar {
+        let total = self.0.iter().find(|(name, _)| name == "total").map_or(0.0, |(_, all)| all.median());
+        let phases = self.0.iter().filter(|(name, _)| name != "total");
+        let mut parts: Vec<(String, f64)> =
+            phases.map(|(name, sample)| (name.clone(), sample.median())).collect();
+        let rest = total - parts.iter().map(|(_, took)| took).sum::<f64>();
+        if rest > 0.0 {
+            parts.push(("rest".to_owned(), rest));
+        }
+        Bar { name: name.to_owned(), parts }
+    }
+}
+
+/// Wakes and creates, phase by phase.
+pub(crate) fn figure(bars: Vec<Bar>) -> Figure {
+    Figure {
+        file: "phases".to_owned(),
+        title: "Where the time of wakes and creates goes, until the guest answers (medians)".to_owned(),
+        shows: Shows::Stacks { unit: "ms".to_owned(), bars },
     }
 }
 

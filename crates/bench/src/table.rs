@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::plot::{Figure, Shows};
 use crate::sample::Sample;
 
 /// What a ratio should be.
@@ -132,6 +133,28 @@ pub struct Table {
     pub lines: Vec<Vec<String>>,
 }
 
+impl Table {
+    /// The medians behind the curves of a picture.
+    pub(crate) fn of_curves(figure: &Figure) -> Option<Self> {
+        let Shows::Curves { x, y, curves } = &figure.shows else { return None };
+        let mut places: Vec<f64> =
+            curves.iter().flat_map(|curve| &curve.points).map(|(place, _)| *place).collect();
+        places.sort_by(f64::total_cmp);
+        places.dedup();
+        let head =
+            std::iter::once(x.clone()).chain(curves.iter().map(|curve| format!("{}, {y}", curve.name)));
+        let line = |place: &f64| {
+            let at = |curve: &crate::plot::Curve| {
+                let found = curve.points.iter().find(|(other, _)| other == place);
+                found.map(|(_, sample)| cell(sample, y)).unwrap_or_default()
+            };
+            std::iter::once(format!("{place:.1}")).chain(curves.iter().map(at)).collect()
+        };
+        let lines = places.iter().map(line).collect();
+        Some(Self { title: figure.title.clone(), head: head.collect(), lines })
+    }
+}
+
 /// All rows of one run on one host.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
@@ -143,6 +166,8 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// Other tables.
     pub tables: Vec<Table>,
+    /// Pictures.
+    pub figures: Vec<Figure>,
     /// What else was seen: where the time went, how much was copied.
     pub notes: Vec<String>,
 }

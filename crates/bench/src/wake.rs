@@ -14,6 +14,7 @@ use crate::daemon::Daemon;
 use crate::data;
 use crate::error::{During as _, Error, Result};
 use crate::phases::Phases;
+use crate::plot::Bar;
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::resident;
@@ -34,6 +35,16 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(crate) struct Found {
     pub(crate) rows: Vec<Row>,
     pub(crate) notes: Vec<String>,
+    /// The same as a picture.
+    pub(crate) bars: Vec<Bar>,
+}
+
+impl Found {
+    /// Where the time of a verb went.
+    fn explain(&mut self, what: &str, phases: &Phases) {
+        self.notes.push(format!("{what}: {phases}"));
+        self.bars.push(phases.bar(what));
+    }
 }
 
 #[derive(Default)]
@@ -51,9 +62,7 @@ struct Wakes {
 pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Found> {
     let may_drop = drop_page_cache();
     let mut found = wakes(daemon, options, progress, &may_drop)?;
-    let (row, notes) = standby(daemon, options, progress)?;
-    found.rows.push(row);
-    found.notes.extend(notes);
+    standby(daemon, options, progress, &mut found)?;
     found.rows.push(resumes(daemon, options, progress)?);
     match idle_memory(daemon, progress) {
         Err(error) if !error.is_interrupted() => {
@@ -116,15 +125,16 @@ fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &
                 .target(Target::AtMostTimes(2.0)),
             Row::new("exec, 1024 MiB, kept hot", "ms", seen.kept).against("wake, hot page cache", seen.hot),
         ],
-        notes: vec![
-            format!("wake with hot page cache: {}", seen.of_hot),
-            format!("wake with cold page cache: {}", seen.of_cold),
-            format!("wake with hot page cache, VMM started ahead: {}", ahead.of_hot),
-            format!("wake with cold page cache, VMM started ahead: {}", ahead.of_cold),
-            format!("wake under traffic: {}", seen.of_traffic),
-        ],
+        notes: Vec::new(),
+        bars: Vec::new(),
     };
+    found.explain("wake with hot page cache", &seen.of_hot);
+    found.explain("wake with cold page cache", &seen.of_cold);
+    found.explain("wake with hot page cache, VMM started ahead", &ahead.of_hot);
+    found.explain("wake with cold page cache, VMM started ahead", &ahead.of_cold);
+    found.explain("wake under traffic", &seen.of_traffic);
     found.rows.extend(read_ahead.rows);
+    found.bars.extend(read_ahead.bars);
     found.notes.extend(read_ahead.notes);
     Ok(found)
 }
@@ -175,10 +185,10 @@ fn read_ahead(options: &Options, progress: Progress<'_>, may_drop: &Result<()>) 
             daemon.post("/sandboxes/wakes/stop", &json!({}))?;
         }
     }
-    let mut found = Found { rows: Vec::new(), notes: Vec::new() };
+    let mut found = Found { rows: Vec::new(), notes: Vec::new(), bars: Vec::new() };
     let (none_hot, none_cold) = (series[0].1.hot.clone(), series[0].1.cold.clone());
     for ((_, what), (_, seen)) in WAYS.iter().zip(&series) {
-        found.notes.push(format!("wake with cold page cache, {what}: {}", seen.of_cold));
+        found.explain(&format!("wake with cold page cache, {what}"), &seen.of_cold);
     }
     for ((_, what), (_, seen)) in WAYS.into_iter().zip(series).skip(1) {
         let row = |cache: &str, sample, none: &Sample| {
@@ -259,7 +269,7 @@ fn drop_page_cache() -> Result<()> {
 }
 
 /// Creates with a machine that stands by, in turn with creates from a template.
-fn standby(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<(Row, Vec<String>)> {
+fn standby(daemon: &Daemon, options: &Options, progress: Progress<'_>, found: &mut Found) -> Result<()> {
     let standing = Daemon::start_with(options, data::linked(options)?, &["--standby", "1"], progress)?;
     let mut events = standing.follow_events()?;
     let (mut ours, mut theirs) = (Sample::default(), Sample::default());
@@ -275,8 +285,10 @@ fn standby(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result
     let row = Row::new("create from standby to first exec", "ms", ours)
         .against("from template", theirs)
         .target(Target::TimesBetter(3.0));
-    let notes = vec![format!("create from standby: {of_ours}"), format!("create from template: {of_theirs}")];
-    Ok((row, notes))
+    found.rows.push(row);
+    found.explain("create from standby", &of_ours);
+    found.explain("create from template", &of_theirs);
+    Ok(())
 }
 
 /// What a new sandbox that begins like that took to its first command; it is gone afterwards.

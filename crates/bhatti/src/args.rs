@@ -161,6 +161,8 @@ pub enum BenchSuite {
     Snapshot,
     /// Clones, snapshots, forks and where the bytes are, on ext4, btrfs and xfs
     Storage,
+    /// Stop, wake, create, disk, caches and the daemon against what they might grow with
+    Scaling,
     /// What a second pull moves, and an import against tar and mke2fs
     Images,
     /// All of them
@@ -187,9 +189,12 @@ pub struct Bench {
     /// Filesystems for the suites storage and snapshot [default: ext4,btrfs,xfs as root, else here]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "FS,...")]
     pub on: Vec<BenchFilesystem>,
-    /// Write performance.md and performance.json into this directory, too
+    /// Write performance.md, performance.json and plots (SVG; PNG where rsvg-convert is) into this directory, too
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Compare with the performance.json of an earlier run on this host
+    #[arg(long, value_name = "FILE")]
+    pub against: Option<PathBuf>,
     /// How often each figure is taken
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub runs: u16,

@@ -24,9 +24,16 @@ pub async fn bench(global: &Global, asked: args::Bench) -> Result<u8> {
         BenchSuite::Snapshot => vec![Suite::Snapshot],
         BenchSuite::Storage => vec![Suite::Storage],
         BenchSuite::Images => vec![Suite::Images],
-        BenchSuite::All => {
-            vec![Suite::Life, Suite::Wake, Suite::Exec, Suite::Density, Suite::Images, Suite::Storage]
-        }
+        BenchSuite::Scaling => vec![Suite::Scaling],
+        BenchSuite::All => vec![
+            Suite::Life,
+            Suite::Wake,
+            Suite::Exec,
+            Suite::Density,
+            Suite::Scaling,
+            Suite::Images,
+            Suite::Storage,
+        ],
     };
     let on = |filesystem: &BenchFilesystem| match filesystem {
         BenchFilesystem::Here => Filesystem::Here,
@@ -43,6 +50,7 @@ pub async fn bench(global: &Global, asked: args::Bench) -> Result<u8> {
         suites,
         runs: usize::from(asked.runs),
         on: asked.on.iter().map(on).collect(),
+        against: asked.against,
         cancel: end_on_signals()?,
     };
     // It blocks: it waits for one thing at a time and measures it.
@@ -56,6 +64,8 @@ pub async fn bench(global: &Global, asked: args::Bench) -> Result<u8> {
             .and_then(|()| std::fs::write(dir.join("performance.md"), report.to_string()))
             .and_then(|()| std::fs::write(dir.join("performance.json"), serde_json::to_vec_pretty(&report)?));
         written.map_err(|error| Failure::new("failed", format!("bench: {}: {error}", dir.display())))?;
+        bench::write_plots(&report, &dir.join("plots"))
+            .map_err(|error| Failure::new("failed", format!("bench: {error}")))?;
     }
     if global.json {
         output::document(&report);

@@ -1,0 +1,54 @@
+//! Create against how much its image holds.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::{Growing, RUNS, figure};
+use crate::Options;
+use crate::daemon::Daemon;
+use crate::error::Result;
+use crate::images::bhatti;
+use crate::plot::Figure;
+use crate::progress::Progress;
+use crate::sample::{Sample, ms};
+
+/// MiB that do not compress, beside the files of the default image.
+const MORE: [usize; 4] = [0, 64, 192, 512];
+/// What the default image holds, for the axis; its builder prints the same.
+const DEFAULT_MIB: usize = 111;
+
+pub(super) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Vec<Figure>> {
+    let mut create = Growing::new("create to first exec");
+    let mut disk = Growing::new("its disk step");
+    for more in MORE {
+        progress.step(&format!("scaling: an image with {more} MiB more"))?;
+        let image = format!("law-{more}");
+        daemon.post("/sandboxes", &json!({ "name": "source" }))?;
+        let fill = format!("dd if=/dev/urandom of=/root/more bs=1M count={more} conv=fsync status=none");
+        daemon.root_script("source", &fill)?;
+        // A task: the command line waits for it.
+        bhatti(daemon, options, &["image", "save", "source", "--name", &image])?;
+        daemon.delete("source")?;
+        let (mut took, mut step) = (Sample::default(), Sample::default());
+        // The first create boots the template.
+        for run in 0..=options.runs.min(RUNS) {
+            progress.go_on()?;
+            let began = Instant::now();
+            let reply = daemon.post("/sandboxes", &json!({ "name": "made", "image": image }))?;
+            daemon.exec("made", &["true"])?;
+            if run > 0 {
+                took.push(ms(began.elapsed()));
+                step.push(reply["timings_ms"]["disk"].as_f64().unwrap_or(f64::NAN));
+            }
+            daemon.delete("made")?;
+        }
+        let x = super::count(DEFAULT_MIB + more);
+        create.push(x, took);
+        disk.push(x, step);
+        daemon.remove(&format!("/images/{image}"))?;
+        daemon.post("/gc", &json!({}))?;
+    }
+    let x = "MiB of files in the image";
+    Ok(vec![figure("create-image", "Create against the size of its image", x, "ms", [create, disk])])
+}
