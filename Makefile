@@ -4,7 +4,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: build demo test check bench install clean help
+.PHONY: build demo test check bench install deb clean help
 
 help:
 	@echo 'make build     target/release/bhatti'
@@ -13,6 +13,7 @@ help:
 	@echo 'make check     the house rules: format, lints, docs, crate graph, sizes'
 	@echo 'make bench     the measured tables'
 	@echo 'make install   into PREFIX ($(PREFIX))'
+	@echo 'make deb       a Debian package, in target/debian'
 	@echo 'make clean     everything built; data directories stay'
 
 build:
@@ -47,6 +48,14 @@ install: build
 	target/release/bhatti completion bash > '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/bhatti'
 	target/release/bhatti completion zsh > '$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_bhatti'
 	target/release/bhatti completion fish > '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/bhatti.fish'
+
+# What `make install` would put in place, as a package. cargo-deb is installed when it is missing.
+deb:
+	@command -v cargo-deb > /dev/null || $(CARGO) install --locked cargo-deb
+	@rm -rf target/deb
+	@$(MAKE) --no-print-directory install DESTDIR=target/deb PREFIX=/usr
+	@mkdir target/deb/scripts
+	$(CARGO) deb --package bhatti --no-build --locked
 
 # The loop mounts of an interrupted test run lie below target/: they go first.
 clean:
