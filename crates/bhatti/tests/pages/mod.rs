@@ -123,8 +123,8 @@ impl Shell {
 
 impl Drop for Shell {
     fn drop(&mut self) {
-        drop(self.input.take());
-        if let Ok(None) = self.child.try_wait() {
+        // Taken by `end`, which has waited. Told before it reads an end: what it started would outlive it.
+        if self.input.is_some() {
             let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid");
             let _told = kill_process_group(group, Signal::TERM);
             let _reaped = self.child.wait();
