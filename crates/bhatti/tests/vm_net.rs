@@ -57,7 +57,9 @@ fn whatever_becomes_of_it(mode: &str) {
     assert_eq!(reached(&host, "a", &["198.51.100.99/8099", WORLD[0]]), [WORLD[0]]);
 
     // The first thing a woken guest does is to connect, and it is not kept waiting.
+    let lines = lab.line_pids();
     host.ok(&["stop", "a"]);
+    lab.wait_until_gone(&lines);
     assert_eq!(lab.line_pids(), [0; 0], "a sleeping sandbox has no processes");
     let connect = "s=$EPOCHREALTIME; exec 3<>/dev/tcp/198.51.100.10/80 && read -u 3 line && e=$EPOCHREALTIME && \
                    echo $(( (${e/./} - ${s/./}) / 1000 ))";

@@ -176,7 +176,14 @@ impl Place {
             }
         }
         let after = names(host.data_dir());
-        let plain = |path: &&PathBuf| !path.to_string_lossy().contains("/sandboxes/");
+        // What is named after a sandbox's id or address has another name when it was made anew.
+        let list = host.json(&["list"]);
+        let addresses: BTreeSet<_> =
+            list.as_array().expect("a list").iter().filter_map(|one| one["ip"].as_str()).collect();
+        let plain = |path: &&PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            !path.to_string_lossy().contains("/sandboxes/") && !addresses.contains(&*name)
+        };
         for path in after.difference(&before).filter(plain) {
             wrong.push(format!("{} stays", path.display()));
         }
