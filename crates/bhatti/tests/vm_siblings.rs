@@ -118,11 +118,13 @@ fn siblings_reach_each_other_by_name_and_strangers_nobody_whatever_becomes_of_th
 
     // Who takes another's address, a sibling's or a stranger's, is heard by nobody.
     let owned = places(&[&NEVER, &LAN, &others]);
-    for address in [&b[0], &stranger[0]] {
-        let address = address.strip_suffix("/7000").unwrap();
+    for places in [&b, &stranger] {
+        let [v4, v6] = [0, 1].map(|family: usize| places[family].strip_suffix("/7000").unwrap());
         let disguise = format!(
-            "ip address flush dev eth0 scope global; ip address add {address}/32 dev eth0; \
-             ip route replace 198.18.0.1 dev eth0; ip route replace default via 198.18.0.1 dev eth0"
+            "ip address flush dev eth0 scope global; ip address add {v4}/32 dev eth0; \
+             ip -6 address add {v6}/128 dev eth0 nodad; ip route replace 198.18.0.1 dev eth0; \
+             ip route replace default via 198.18.0.1 dev eth0; ip -6 route replace fe80::1 dev eth0; \
+             ip -6 route replace default via fe80::1 dev eth0"
         );
         host.ok(&["exec", "copy", "--user", "root", "--", "sh", "-c", &disguise]);
         assert_eq!(reached(&host, "copy", &owned), [""; 0]);
