@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use testkit::TestHost;
 
@@ -28,6 +29,45 @@ fn names(dir: &Path) -> BTreeSet<PathBuf> {
     found
 }
 
+/// Whether the guest answers soon.
+fn answers(host: &TestHost) -> bool {
+    let mut asked = host.command(&["exec", "a", "--", "true"]).spawn().unwrap();
+    let end = Instant::now() + Duration::from_secs(5);
+    while asked.try_wait().unwrap().is_none() {
+        if Instant::now() > end {
+            asked.kill().unwrap();
+            asked.wait().unwrap();
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    asked.wait().unwrap().success()
+}
+
+fn a_guest_that_writes_waits_for_room(host: &TestHost) {
+    host.fill(0);
+    let write = [
+        "exec",
+        "a",
+        "--",
+        "dd",
+        "if=/dev/urandom",
+        "of=/home/user/noise",
+        "bs=1M",
+        "count=16",
+        "conv=fsync",
+    ];
+    let mut writer = host.command(&write).spawn().unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    while answers(host) {
+        assert!(Instant::now() < end, "16 MiB were written where there is no room");
+    }
+    assert!(writer.try_wait().unwrap().is_none());
+    host.unfill();
+    assert!(writer.wait().unwrap().success(), "the write was not done when there was room");
+    assert_eq!(host.sh("a", "cat /dev/shm/nonce; stat -c %s noise; rm noise; sync"), "kept\n16777216");
+}
+
 #[test]
 fn a_full_disk_refuses_what_needs_room_and_leaves_guests_running() {
     let host = TestHost::on_small_filesystem(BHATTI, 1536);
@@ -40,6 +80,8 @@ fn a_full_disk_refuses_what_needs_room_and_leaves_guests_running() {
     let _stopped = host.json(&["stop", "asleep"]);
     // Once with no room at all, once with room for the small files and not for the memory.
     for leave in [0, 6 << 20] {
+        // A guest that has something to write while there is no room waits for it; this one has nothing.
+        host.sh("a", "cat /dev/shm/nonce > /dev/null; sync");
         host.fill(leave);
         let before = names(host.data_dir());
         for args in [
@@ -80,6 +122,7 @@ fn a_full_disk_refuses_what_needs_room_and_leaves_guests_running() {
         host.unfill();
         assert_eq!(host.json(&["inspect", "a"])["thermal"], "hot");
     }
+    a_guest_that_writes_waits_for_room(&host);
     let _snapshot = host.json(&["snapshot", "create", "a", "--name", "s"]);
     let _resumed = host.json(&["snapshot", "resume", "s", "--name", "b"]);
     assert_eq!(host.sh("b", "cat /dev/shm/nonce"), "kept");

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use nix::libc;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, UnshareFlags, remove_capability_from_bounding_set, set_capabilities,
-    set_no_new_privs, unshare_unsafe,
+    CapabilitySet, CapabilitySets, UnshareFlags, capabilities, remove_capability_from_bounding_set,
+    set_capabilities, set_no_new_privs, unshare_unsafe,
 };
 
 /// `linux/landlock.h`: what is denied everywhere. No VMM makes directories, links, pipes or devices, nor moves a file
@@ -100,10 +100,13 @@ impl Confinement {
         if self.namespaces {
             without.push("the host's network and IPC");
         } else {
-            keeps.push("the host's network (namespaces need root)");
+            keeps.push("the host's network (namespaces need CAP_SYS_ADMIN)");
         }
         match &self.landlock {
-            None => keeps.push("signals to other processes of its user (this kernel has no Landlock)"),
+            None => keeps.push(
+                "signals to other processes of its user and looks into their memory, other VMMs' among them (this \
+                 kernel has no Landlock)",
+            ),
             Some((version, _)) => {
                 if *version >= 4 {
                     without.push("TCP");
@@ -131,9 +134,7 @@ impl Confinement {
                 if namespaces {
                     own_namespaces()?;
                 }
-                if is_root {
-                    keep_only(KEPT)?;
-                }
+                keep_only(if is_root { KEPT } else { CapabilitySet::empty() })?;
                 set_no_new_privs(true)?;
                 if let Some(rules) = &rules {
                     restrict_self(rules)?;
@@ -149,7 +150,9 @@ fn own_namespaces() -> io::Result<()> {
     Ok(unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWIPC) }?)
 }
 
-/// Gives up capabilities for good: root gets those of the bounding set when it executes something.
+/// Gives up capabilities for good, and those that a user's service manager lent it. Root gets those of the bounding set
+/// when it executes something, but none that it had not before once there are no new privileges: where that set may
+/// not be made smaller (no `CAP_SETPCAP`, as in some containers), nothing is lost by it.
 fn keep_only(kept: CapabilitySet) -> io::Result<()> {
     for number in 0..64 {
         let one = CapabilitySet::from_bits_retain(1 << number);
@@ -157,11 +160,12 @@ fn keep_only(kept: CapabilitySet) -> io::Result<()> {
             continue;
         }
         match remove_capability_from_bounding_set(one) {
-            // The kernel has no more.
-            Err(rustix::io::Errno::INVAL) => break,
+            // The kernel has no more; or it may not.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::PERM) => break,
             other => other?,
         }
     }
+    let kept = kept & capabilities(None)?.permitted;
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     Ok(set_capabilities(None, sets)?)
 }
@@ -217,6 +221,23 @@ mod tests {
     fn a_confined_program_has_no_new_privileges_and_leaves_no_core() {
         let script = "grep NoNewPrivs /proc/self/status; ulimit -Hc";
         assert_eq!(says(script, true), "NoNewPrivs:\t1\n0");
+    }
+
+    #[test]
+    fn root_with_less_than_all_capabilities_can_give_up_the_rest() {
+        let lacking = |lacks: CapabilitySet| {
+            // Of one thread alone, and of what it starts.
+            let thread = std::thread::spawn(move || {
+                let had = capabilities(None).unwrap();
+                let (effective, permitted) = (had.effective - lacks, had.permitted - lacks);
+                set_capabilities(None, CapabilitySets { effective, permitted, ..had }).unwrap();
+                says("sed -n 's/^Cap\\(Eff\\|Prm\\):.//p' /proc/self/status | sort -u", true)
+            });
+            thread.join().unwrap()
+        };
+        let has = capabilities(None).unwrap().permitted & KEPT;
+        assert_eq!(lacking(CapabilitySet::SETPCAP), format!("{:016x}", has.bits()));
+        assert_eq!(lacking(CapabilitySet::all()), "0000000000000000");
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub const VMM_LOG: &str = "vmm.log";
 const PROCESS_LIMIT: Duration = Duration::from_secs(60);
 /// How long reading a device state may take: less than a megabyte, already in the page cache.
 const LOAD_LIMIT: Duration = Duration::from_secs(60);
+/// How long a guest stands still after a write that found no room, before it is tried again.
+const STALL: Duration = Duration::from_secs(1);
 /// How much of the console goes into a message.
 const CONSOLE_TAIL: usize = 4096;
 /// How a Linux kernel's last words begin.
@@ -94,6 +96,8 @@ pub(crate) struct Inner {
     pub(crate) disk: Turns,
     /// What its disks are held to; said again for each that is plugged in.
     pub(crate) disk_rate: Mutex<Rate>,
+    /// Whether somebody here has stopped the guest; held by who stops it or lets it go on.
+    held: tokio::sync::Mutex<bool>,
     // The VMM hands out each byte of its ring buffer once; what was taken is kept here. Held across the question, so
     // that pieces are put together in order.
     console: tokio::sync::Mutex<String>,
@@ -135,6 +139,47 @@ fn hold(cgroups: Arc<Cgroups>, dir: &Path, pid: u32, limits: Limits, mut gone: w
             tracing::warn!(%error, "empty control groups stay");
         }
     });
+}
+
+/// Lets the guest go on that the VMM has stopped because the host's disk is full or fails (QEMU's `werror=enospc`), again
+/// and again: its write waits in the VMM, so the guest sees nothing but time that passes, and is there again when there
+/// is room. What was stopped on purpose stays so.
+fn go_on_after_stalls(inner: &Arc<Inner>) {
+    let (weak, mut facts, pid) = (Arc::downgrade(inner), inner.qmp.facts(), inner.process.pid());
+    tokio::spawn(async move {
+        let mut seen = 0;
+        loop {
+            let told = facts.wait_for(|facts| facts.stalls > seen || facts.closed).await;
+            let Some(stalls) = told.ok().filter(|told| !told.closed).map(|told| told.stalls) else { return };
+            if seen == 0 {
+                tracing::warn!(
+                    pid,
+                    "a guest stands still: the host's disk is full or fails; it goes on when there is room"
+                );
+            }
+            seen = stalls;
+            tokio::time::sleep(STALL).await;
+            let Some(inner) = weak.upgrade() else { return };
+            if let Err(error) = inner.go_on().await {
+                tracing::warn!(%error, pid, "a guest that stood still did not go on");
+            }
+        }
+    });
+}
+
+impl Inner {
+    async fn go_on(&self) -> Result<()> {
+        const OP: &str = "letting a guest go on that stood still";
+        let held = self.held.lock().await;
+        if *held {
+            return Ok(());
+        }
+        let answer = self.call(OP, Command::plain("query-status")).await?;
+        if answer.get("status").and_then(Value::as_str) == Some("io-error") {
+            self.call(OP, Command::plain("cont")).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Machine {
@@ -249,7 +294,11 @@ impl Machine {
         // By its descriptor: a directory may be given another name while a machine runs in it.
         let dir = sockets.path_of("");
         let disk_rate = Mutex::new(Rate::UNLIMITED);
-        Self { inner: Arc::new(Inner { dir, sockets, process, gone, qmp, base, disk, disk_rate, console }) }
+        let held = tokio::sync::Mutex::default();
+        let inner = Inner { dir, sockets, process, gone, qmp, base, disk, disk_rate, held, console };
+        let inner = Arc::new(inner);
+        go_on_after_stalls(&inner);
+        Self { inner }
     }
 
     /// The VMM's process id.
@@ -288,6 +337,9 @@ impl Machine {
     /// The VMM refused or is gone.
     pub async fn pause(&self) -> Result<()> {
         let _turn = self.inner.disk.take().await;
+        let mut held = self.inner.held.lock().await;
+        // Also when it fails: it may have happened all the same, and then nobody else may let the guest go on.
+        *held = true;
         self.call("pausing the guest", Command::plain("stop")).await.map(drop)
     }
 
@@ -296,7 +348,10 @@ impl Machine {
     /// # Errors
     /// The VMM refused or is gone.
     pub async fn resume(&self) -> Result<()> {
-        self.call("resuming the guest", Command::plain("cont")).await.map(drop)
+        let mut held = self.inner.held.lock().await;
+        self.call("resuming the guest", Command::plain("cont")).await?;
+        *held = false;
+        Ok(())
     }
 
     /// What the machine is doing, as the VMM says.
@@ -310,11 +365,11 @@ impl Machine {
         match answer.get("status").and_then(Value::as_str).unwrap_or_default() {
             "running" => Ok(Status::Running),
             "paused" | "prelaunch" | "postmigrate" | "finish-migrate" | "save-vm" | "restore-vm"
-            | "suspended" | "debug" => Ok(Status::Paused),
+            | "suspended" | "debug" | "io-error" => Ok(Status::Paused),
             "inmigrate" => Ok(Status::Incoming),
             "shutdown" => Ok(Status::Shutdown),
             "guest-panicked" => Ok(Status::Panicked),
-            "internal-error" | "io-error" | "watchdog" | "colo" => Ok(Status::Failed),
+            "internal-error" | "watchdog" | "colo" => Ok(Status::Failed),
             other => Err(Error::new(ErrorKind::Protocol, OP, format!("{other:?} is no status"))),
         }
     }

@@ -28,6 +28,8 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) struct Facts {
     /// The guest stopped for good: the event's reason.
     pub(crate) shutdown: Option<String>,
+    /// How often the guest was stopped because a disk's file could not be written or read.
+    pub(crate) stalls: u64,
     /// How the load of a device state stands: `setup`, `active`, `completed`, `failed`.
     pub(crate) migration: Option<String>,
     /// The last job that folds the root disk's layers.
@@ -246,6 +248,9 @@ fn take(shared: &Shared, message: Message) {
                 "GUEST_PANICKED" => shared.facts.send_modify(|facts| {
                     facts.shutdown = Some("guest-panic".to_owned());
                 }),
+                "BLOCK_IO_ERROR" if word("action").as_deref() == Some("stop") => {
+                    shared.facts.send_modify(|facts| facts.stalls += 1);
+                }
                 // qapi/job.json, qapi/block-core.json: block jobs name themselves in two ways.
                 "JOB_STATUS_CHANGE" if data.get("id").is_some_and(|id| id == FOLD_JOB) => {
                     match data.get("status").and_then(Value::as_str).unwrap_or_default() {
