@@ -214,6 +214,11 @@ fn guest(
         lose(format!("{} complaints of its kernel about its filesystems", seen.damage));
     }
     match (seen.memory, *memory) {
+        // A write that was cut off with its daemon between the disk and the memory: the machine went on all the while.
+        (Some(now), then)
+            if loss.spares_machines()
+                && writing == Some(seen.disk)
+                && then.is_some_and(|then| then == now) => {}
         // Older memory over a newer disk.
         (Some(now), _) if now != seen.disk => lose(format!("memory of {now}, a disk of {}", seen.disk)),
         (None, Some(then)) if loss.spares_machines() || (sandbox.asleep && touched.is_none()) => {
