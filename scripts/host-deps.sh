@@ -3,6 +3,7 @@
 #
 #   scripts/host-deps.sh           to build and to run
 #   scripts/host-deps.sh --tests   and to test: other filesystems
+#   scripts/host-deps.sh --bench   and to measure: what figures are compared with and drawn by
 #
 # Does nothing, needs no root and no network when everything is there. Files under /etc/apt are never changed.
 set -euo pipefail

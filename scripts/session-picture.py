@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a terminal shows while commands are typed into it, as an SVG that moves: docs/pictures/session.svg in the README.
+"""What a terminal shows while commands are typed into it, as an SVG that moves.
 
     bhatti serve --listen none & scripts/session-picture.py docs/pictures/session.svg < scripts/session.txt
 

@@ -3,7 +3,7 @@
 #
 #   scripts/test-deb.sh [SUITE]      bookworm when not said; needs root, mmdebstrap and a mirror
 #
-# Nothing of it stays, however it ends.
+# The directory goes, however it ends. A step that fails leaves the daemon that it had started: end it by its id.
 set -euo pipefail
 
 suite=${1:-bookworm}
@@ -26,6 +26,7 @@ apt-get -o APT::Sandbox::User=root install -y -q /tmp/bhatti.deb
 bhatti version
 test -e /usr/share/man/man1/bhatti.1 -o -e /usr/share/man/man1/bhatti.1.gz
 test -e /usr/lib/systemd/system/bhatti.service -o -e /lib/systemd/system/bhatti.service
+: > /tmp/served
 . /tmp/quickstart
 END
 chmod +x "$work/follow"
