@@ -129,7 +129,7 @@ def picture(frames, end):
             f'<set attributeName="visibility" to="visible" begin="again.begin+{at:.2f}s" dur="{until - at:.2f}s"/>',
         )
         lines = "".join(
-            f'<text class="{"typed" if line.startswith(PROMPT) else "said"}" x="{MARGIN}" y="{MARGIN + (row + 1) * LINE - 5}">{html.escape(line)}</text>'
+            f'<text xml:space="preserve" class="{"typed" if line.startswith(PROMPT) else "said"}" x="{MARGIN}" y="{MARGIN + (row + 1) * LINE - 5}">{html.escape(line)}</text>'
             for row, line in enumerate(shown)
             if line
         )
