@@ -44,15 +44,7 @@ async fn lie(mut io: DuplexStream, said: &[u8]) {
 }
 
 async fn ask(io: DuplexStream) {
-    let options = AttachOptions {
-        pad: false,
-        identity: None,
-        grow_root_to: None,
-        volumes: Vec::new(),
-        secrets: None,
-        net: None,
-        deadline: Instant::now() + Duration::from_secs(60),
-    };
+    let options = AttachOptions::plain(Instant::now() + Duration::from_secs(60));
     let (guest, _) = Guest::attach(io, options).await.expect("a welcome");
     let command = async {
         let asked = Exec { argv: vec!["true".to_owned()], stdin: true, ..Exec::default() };

@@ -250,15 +250,7 @@ fn config_drive(staged: &storage::StagedTemplate) -> Result<()> {
 async fn run(machine: &Machine, argv: &[&str]) -> Result<()> {
     let channel = machine.open_channel().await.during("opening the channel")?;
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    let options = AttachOptions {
-        pad: false,
-        identity: None,
-        grow_root_to: None,
-        volumes: Vec::new(),
-        secrets: None,
-        net: None,
-        deadline,
-    };
+    let options = AttachOptions::plain(deadline);
     let (guest, _welcome) = Guest::attach(channel, options).await.during("attaching")?;
     let argv = argv.iter().map(|word| (*word).to_owned()).collect();
     let exec = wire::Exec { argv, ..wire::Exec::default() };

@@ -4,14 +4,14 @@
 
 mod losses;
 
-use losses::{Loss, seed, suffer};
-use testkit::TestHost;
+use losses::{Loss, suffer};
+use testkit::{TestHost, seed};
 
 const BHATTI: &str = env!("CARGO_BIN_EXE_bhatti");
 
 #[test]
 fn nothing_is_lost_in_three_hundred_power_cuts() {
-    let seed = seed();
+    let seed = seed("BHATTI_LOSS_SEED");
     let mut host = TestHost::on_cuttable_disk(BHATTI);
     println!("on {}", host.cut_kind());
     suffer(&mut host, &[Loss::Power; 300], seed);
@@ -19,14 +19,14 @@ fn nothing_is_lost_in_three_hundred_power_cuts() {
 
 #[test]
 fn nothing_is_lost_in_a_hundred_kills_of_the_daemon() {
-    let seed = seed();
+    let seed = seed("BHATTI_LOSS_SEED");
     let mut host = TestHost::start(BHATTI);
     suffer(&mut host, &[Loss::Daemon; 100], seed);
 }
 
 #[test]
 fn nothing_is_lost_when_machines_die_with_the_daemon_and_without() {
-    let seed = seed();
+    let seed = seed("BHATTI_LOSS_SEED");
     let mut host = TestHost::start(BHATTI);
     suffer(&mut host, &[Loss::Machines, Loss::Both].repeat(30), seed);
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use testkit::TestHost;
+use testkit::{Choices, TestHost};
 
 const BHATTI: &str = env!("CARGO_BIN_EXE_bhatti");
 const CLIENTS: usize = 4;
@@ -97,18 +97,6 @@ fn descriptors(host: &TestHost) -> usize {
     fs::read_dir(format!("/proc/{}/fd", host.daemon().pid())).unwrap().count()
 }
 
-/// The same choices for the same client.
-struct Choices(u64);
-
-impl Choices {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) % limit
-    }
-}
-
 /// One operation on one sandbox of one client; what it holds must be there before and after. Tells what it was.
 fn operate(
     host: &TestHost,
@@ -178,7 +166,7 @@ fn five_hundred_operations_of_four_clients_leave_nothing() {
     let began = Instant::now();
     let host = TestHost::start(BHATTI);
     // The directories of an owner's things stay, empty, for the next ones.
-    let (mut mark, mut first) = (0, Choices(1));
+    let (mut mark, mut first) = (0, Choices::new(0, 0));
     host.ok(&["create", "--name", "first"]);
     host.sh("first", "echo 0 > /dev/shm/mark; echo 0 > ~/mark; sync");
     for _ in 0..20 {
@@ -193,7 +181,7 @@ fn five_hundred_operations_of_four_clients_leave_nothing() {
         for client in 0..CLIENTS {
             let (host, done, kinds, sizes) = (&host, &done, &kinds, &sizes);
             scope.spawn(move || {
-                let mut choices = Choices(0x9e37_79b9_7f4a_7c15 ^ (client as u64 + 1));
+                let mut choices = Choices::new(0, client as u64 + 1);
                 let mut mine: Vec<(String, u64)> =
                     (0..EACH).map(|n| (format!("soak-{client}-{n}"), 0)).collect();
                 for (name, _) in &mine {

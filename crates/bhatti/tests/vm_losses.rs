@@ -5,14 +5,14 @@
 
 mod losses;
 
-use losses::{Loss, seed, suffer};
-use testkit::TestHost;
+use losses::{Loss, suffer};
+use testkit::{TestHost, seed};
 
 const BHATTI: &str = env!("CARGO_BIN_EXE_bhatti");
 
 #[test]
 fn nothing_is_lost_when_the_power_is_cut() {
-    let seed = seed();
+    let seed = seed("BHATTI_LOSS_SEED");
     let mut host = TestHost::on_cuttable_disk(BHATTI);
     println!("on {}", host.cut_kind());
     suffer(&mut host, &[Loss::Power; 7], seed);
@@ -20,7 +20,7 @@ fn nothing_is_lost_when_the_power_is_cut() {
 
 #[test]
 fn nothing_is_lost_when_daemon_and_machines_are_killed() {
-    let seed = seed();
+    let seed = seed("BHATTI_LOSS_SEED");
     let mut host = TestHost::start(BHATTI);
     let losses = [Loss::Daemon, Loss::Machines, Loss::Daemon, Loss::Both];
     suffer(&mut host, &losses.repeat(2), seed);

@@ -37,6 +37,22 @@ pub struct AttachOptions {
     pub deadline: Instant,
 }
 
+impl AttachOptions {
+    /// A session with a guest that stays who it is and is told nothing new.
+    #[must_use]
+    pub fn plain(deadline: Instant) -> Self {
+        Self {
+            pad: false,
+            identity: None,
+            grow_root_to: None,
+            volumes: Vec::new(),
+            secrets: None,
+            net: None,
+            deadline,
+        }
+    }
+}
+
 impl Guest {
     /// Greets the agent at the other end of `stream` with the time, fresh entropy and what `options` say, and waits
     /// for its welcome. Text in the welcome is made harmless for terminals.

@@ -13,11 +13,11 @@ const DNS_PORT: u16 = 53;
 
 /// What becomes of a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum Verdict<'a> {
     /// It goes on.
     Pass,
-    /// What is in it goes to the sibling of that address.
-    ToSibling(Ipv4Addr),
+    /// The packet in it goes to the sibling of that address.
+    ToSibling(Ipv4Addr, &'a [u8]),
     /// It ends here.
     Drop,
     /// It ends here, and its sender gets this frame.
@@ -25,12 +25,12 @@ pub(crate) enum Verdict {
 }
 
 /// What becomes of a frame that the guest sends; `siblings` is the way to them, where there is one.
-pub(crate) fn outbound(
-    frame: &[u8],
+pub(crate) fn outbound<'a>(
+    frame: &'a [u8],
     reach: &Reach,
     host: &HashSet<IpAddr>,
     siblings: Option<&Switch>,
-) -> Verdict {
+) -> Verdict<'a> {
     let ip = match look(frame) {
         Packet::Neighbour => return Verdict::Pass,
         Packet::Other => return Verdict::Drop,
@@ -40,7 +40,7 @@ pub(crate) fn outbound(
         return question(frame, &ip, reach, siblings);
     }
     let passes = match siblings.map_or(Route::Elsewhere, |siblings| siblings.route(ip.from, ip.to)) {
-        Route::Sibling(address) => return Verdict::ToSibling(address),
+        Route::Sibling(address) => return Verdict::ToSibling(address, ip.whole),
         Route::Nobody => false,
         Route::Elsewhere => reach.allows(ip.to, host),
     };
@@ -51,7 +51,7 @@ pub(crate) fn outbound(
 }
 
 /// What becomes of a question for a name: siblings are known here, all others to the host's resolver.
-fn question(frame: &[u8], ip: &Ip<'_>, reach: &Reach, siblings: Option<&Switch>) -> Verdict {
+fn question(frame: &[u8], ip: &Ip<'_>, reach: &Reach, siblings: Option<&Switch>) -> Verdict<'static> {
     let Some(udp) = ip.udp else { return Verdict::Drop };
     let Some(asked) = names::read(udp.payload) else { return Verdict::Drop };
     let answer = match siblings.map_or(Known::Not, |siblings| siblings.look_up(&asked.name)) {
@@ -93,9 +93,9 @@ mod tests {
         Reach::new(Egress::from_words(words).unwrap())
     }
 
-    fn verdict(words: &[&str], to: (&str, u16), payload: &[u8]) -> Verdict {
+    fn verdict(words: &[&str], to: (&str, u16), payload: &[u8]) -> Verdict<'static> {
         let from = if to.0.contains(':') { "fd62::1" } else { "198.19.0.2" };
-        outbound(&udp((from, 4000), to, payload), &reach(words), &HashSet::new(), None)
+        outbound(udp((from, 4000), to, payload).leak(), &reach(words), &HashSet::new(), None)
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //! - Nothing here is worth keeping: [`Lanes::seat`] makes it anew from what the daemon knows, [`Lanes::tidy`] removes
 //!   the rest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::net::Ipv4Addr;
@@ -36,15 +36,12 @@ pub(crate) const LINES: &str = "lines";
 pub(crate) const NAMES: &str = "names";
 pub(crate) const WAKE: &str = "wake";
 
-/// Somebody's packets wait for that sandbox, or have just reached it.
-pub type Asked = (Owner, SandboxId);
-
 /// The lanes of all owners.
 #[derive(Debug)]
 pub struct Lanes {
     dir: PathBuf,
     as_root: bool,
-    asked: mpsc::Sender<Asked>,
+    asked: mpsc::Sender<SandboxId>,
     /// Held over a few changes of small directories, never over an await.
     lanes: Mutex<HashMap<Owner, Lane>>,
 }
@@ -78,7 +75,7 @@ impl Lanes {
     ///
     /// # Errors
     /// `Io`.
-    pub fn open(dir: PathBuf, asked: mpsc::Sender<Asked>) -> Result<Self> {
+    pub fn open(dir: PathBuf, asked: mpsc::Sender<SandboxId>) -> Result<Self> {
         // Nobody else on the host gets in; relays are put into their owner's.
         make_dir(&dir, 0o700).map_err(fails("making the directory of the lanes"))?;
         let as_root = rustix::process::geteuid().is_root();
@@ -110,7 +107,7 @@ impl Lanes {
         let dir = self.dir.join(owner.as_str());
         if lane.listens.is_none() {
             let wake = self.prepare(&dir).map_err(fails("making an owner's lane"))?;
-            lane.listens = Some(listen(wake, owner.clone(), Arc::clone(&lane.seats), self.asked.clone()));
+            lane.listens = Some(listen(wake, Arc::clone(&lane.seats), self.asked.clone()));
         }
         let mut seats = lock(&lane.seats);
         let seat = seats.entry(address.v4).or_insert_with(|| Seat { id: id.clone(), name: None });
@@ -181,11 +178,10 @@ impl Lanes {
                 continue;
             };
             let seats = lock(&lane.seats);
+            let names: HashSet<&str> =
+                seats.values().filter_map(|seat| seat.name.as_ref()).map(SandboxName::as_str).collect();
             let is_known = |entry: &str| {
-                entry.parse().is_ok_and(|address| seats.contains_key(&address))
-                    || seats
-                        .values()
-                        .any(|seat| seat.name.as_ref().is_some_and(|name| name.as_str() == entry))
+                names.contains(entry) || entry.parse().is_ok_and(|address| seats.contains_key(&address))
             };
             for part in [NAMES, LINES] {
                 for entry in entries(&dir.join(part)).map_err(&io)? {
@@ -230,12 +226,7 @@ impl Drop for Lane {
 }
 
 /// Tells `asked` whom the owner's relays ask for.
-fn listen(
-    wake: UnixDatagram,
-    owner: Owner,
-    seats: Arc<Mutex<Seats>>,
-    asked: mpsc::Sender<Asked>,
-) -> AbortHandle {
+fn listen(wake: UnixDatagram, seats: Arc<Mutex<Seats>>, asked: mpsc::Sender<SandboxId>) -> AbortHandle {
     let task = tokio::spawn(async move {
         let mut buffer = [0; 64];
         while let Ok(len) = wake.recv(&mut buffer).await {
@@ -243,7 +234,7 @@ fn listen(
             let id =
                 address.and_then(|address: Ipv4Addr| lock(&seats).get(&address).map(|seat| seat.id.clone()));
             // Who is not heard now asks again.
-            let _full = id.map(|id| asked.try_send((owner.clone(), id)));
+            let _full = id.map(|id| asked.try_send(id));
         }
     });
     task.abort_handle()
@@ -260,6 +251,10 @@ fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
 
 /// A link of that text in place of whatever was there; who reads meanwhile finds one of both.
 fn publish(path: &Path, text: &str) -> io::Result<()> {
+    // When a daemon starts, nearly all are there.
+    if fs::read_link(path).is_ok_and(|now| now.as_os_str() == text) {
+        return Ok(());
+    }
     // No name of a sandbox begins with a dot.
     let new = path.with_file_name(".new");
     remove(&new)?;
@@ -367,6 +362,6 @@ mod tests {
         for text in ["nonsense", "198.19.9.9", &"x".repeat(300), &here.v4.to_string()] {
             socket.send_to(text.as_bytes(), place.path_of(WAKE)).unwrap();
         }
-        assert_eq!(asked.recv().await, Some((admin, a)));
+        assert_eq!(asked.recv().await, Some(a));
     }
 }

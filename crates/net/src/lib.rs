@@ -30,6 +30,6 @@ mod user;
 
 pub use address::{Address, DNS, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6};
 pub use error::{Error, Result};
-pub use lane::{Asked, Lanes};
+pub use lane::Lanes;
 pub use relay::{Orders, relay};
 pub use user::{FarEnd, Line, User, default_mode, host_has_v6, line};

@@ -116,7 +116,7 @@ pub(crate) fn unknown(question: &[u8]) -> Option<Vec<u8>> {
 /// The answer that the name has these addresses: those of the kind that was asked for, which may be none.
 pub(crate) fn told(question: &[u8], addresses: &[IpAddr]) -> Option<Vec<u8>> {
     let mut answer = reply(question, 0)?;
-    let (kind, class) = (answer.last_chunk::<4>()?[..2].to_vec(), [0, 1]);
+    let asked @ [kind @ .., _, _] = *answer.last_chunk::<4>()?;
     for address in addresses {
         let (its, octets) = match address {
             IpAddr::V4(v4) => (TYPE_A, v4.octets().to_vec()),
@@ -127,8 +127,8 @@ pub(crate) fn told(question: &[u8], addresses: &[IpAddr]) -> Option<Vec<u8>> {
         }
         answer[7] += 1;
         answer.extend(THE_QUESTIONS_NAME);
-        answer.extend(its.to_be_bytes());
-        answer.extend(class);
+        // Kind and class as they were asked for.
+        answer.extend(asked);
         answer.extend(SECONDS_KNOWN.to_be_bytes());
         answer.extend(u16::try_from(octets.len()).ok()?.to_be_bytes());
         answer.extend(octets);

@@ -21,7 +21,6 @@ use crate::address::Address;
 use crate::error::{Error, Result};
 use crate::filter::{Verdict, learn, outbound};
 use crate::pacer::Pacer;
-use crate::packet::{Packet, look};
 use crate::reach::Reach;
 use crate::switch::Switch;
 
@@ -182,10 +181,10 @@ fn from_guest(vmm: UnixStream, mut passt: UnixStream, shared: &Shared, mut pacer
                 packets += 1;
                 match outbound(frame, &reach, &host, shared.switch.as_ref()) {
                     Verdict::Pass => put(&mut passed, frame),
-                    Verdict::ToSibling(address) => {
-                        if let (Some(switch), Packet::Ip(ip)) = (&shared.switch, look(frame)) {
-                            switch.send(address, ip.whole);
-                            to_siblings += frame.len();
+                    Verdict::ToSibling(address, packet) => {
+                        if let Some(switch) = &shared.switch {
+                            switch.send(address, packet);
+                            to_siblings += packet.len();
                         }
                     }
                     Verdict::Drop => {}

@@ -5,10 +5,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use tokio::sync::mpsc;
-
-use net::{Address, Asked, FarEnd, Lanes, Line, Orders, User};
+use net::{Address, FarEnd, Lanes, Line, Orders, User};
 use storage::{MachineRecord, Manifest, NetRecord, layout};
+use tokio::sync::mpsc;
 use types::{Egress, NetMode, Owner, SandboxId, SandboxSpec};
 
 use crate::actor::Command;
@@ -54,7 +53,7 @@ struct Given {
     lanes: Lanes,
     default: NetMode,
     /// Who is wanted by siblings, until the host takes it.
-    asked: Mutex<Option<mpsc::Receiver<Asked>>>,
+    asked: Mutex<Option<mpsc::Receiver<SandboxId>>>,
 }
 
 /// The id and address of a sandbox that is being made; free again when it does not come to be.
@@ -109,7 +108,7 @@ impl Network {
     }
 
     /// Who is wanted by siblings; for the first who asks.
-    pub(crate) fn asked(&self) -> Option<mpsc::Receiver<Asked>> {
+    pub(crate) fn asked(&self) -> Option<mpsc::Receiver<SandboxId>> {
         self.given.as_ref()?.asked.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
@@ -324,9 +323,9 @@ impl Services {
 }
 
 /// Makes, and keeps, hot whom siblings want, for as long as there is a host: their packets are requests like others.
-pub(crate) async fn wake_for_siblings(host: Weak<Inner>, mut asked: mpsc::Receiver<Asked>) {
+pub(crate) async fn wake_for_siblings(host: Weak<Inner>, mut asked: mpsc::Receiver<SandboxId>) {
     let busy: Arc<Mutex<HashSet<SandboxId>>> = Arc::default();
-    while let Some((_, id)) = asked.recv().await {
+    while let Some(id) = asked.recv().await {
         let Some(inner) = host.upgrade() else { return };
         let Some(entry) = inner.registry.by_id(&id) else { continue };
         if !busy.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone()) {

@@ -43,6 +43,14 @@ fn run(program: &str, args: &str) {
     assert!(status.success(), "{program} {args} ended with {status}");
 }
 
+/// What a child says first.
+fn first_line(child: &mut Child) -> String {
+    let mut line = String::new();
+    let stdout = child.stdout.take().expect("its standard output");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
+    line
+}
+
 /// A process in namespaces of its own, in which `resolv` is `/etc/resolv.conf`; it has said that it is ready.
 fn namespace(resolv: &Path) -> Child {
     let script =
@@ -54,9 +62,7 @@ fn namespace(resolv: &Path) -> Child {
         .stdout(Stdio::piped())
         .spawn()
         .expect("unshare runs");
-    let mut line = String::new();
-    let stdout = child.stdout.take().expect("its standard output");
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
+    let line = first_line(&mut child);
     assert_eq!(line.trim(), "ready", "a namespace could not be made; it needs root");
     child
 }
@@ -237,9 +243,7 @@ impl Lab {
             .stderr(Stdio::null())
             .spawn()
             .expect("python3 runs");
-        let mut line = String::new();
-        let stdout = server.stdout.take().expect("its standard output");
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
+        let line = first_line(&mut server);
         self.servers.push(server);
         assert!(line.starts_with("Serving"), "{line}");
     }

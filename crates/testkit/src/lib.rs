@@ -6,6 +6,7 @@
 
 #![expect(clippy::panic, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod choices;
 mod cut;
 mod daemon;
 mod exposition;
@@ -17,6 +18,7 @@ mod small;
 mod terminal;
 mod tier;
 
+pub use choices::{Choices, seed};
 pub use daemon::Daemon;
 pub use exposition::Exposition;
 pub use faults::{Call, Faults};

@@ -141,7 +141,7 @@ fn hold(cgroups: Arc<Cgroups>, dir: &Path, pid: u32, limits: Limits, mut gone: w
     });
 }
 
-/// Lets the guest go on that the VMM has stopped because the host's disk is full or fails (QEMU's `werror=enospc`), again
+/// Lets the guest go on that the VMM has stopped because the host's disk is full (QEMU's `werror=enospc`), again
 /// and again: its write waits in the VMM, so the guest sees nothing but time that passes, and is there again when there
 /// is room. What was stopped on purpose stays so.
 fn go_on_after_stalls(inner: &Arc<Inner>) {
@@ -154,7 +154,7 @@ fn go_on_after_stalls(inner: &Arc<Inner>) {
             if seen == 0 {
                 tracing::warn!(
                     pid,
-                    "a guest stands still: the host's disk is full or fails; it goes on when there is room"
+                    "a guest stands still: the host's disk is full; it goes on when there is room"
                 );
             }
             seen = stalls;

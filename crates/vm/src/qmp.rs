@@ -28,7 +28,7 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) struct Facts {
     /// The guest stopped for good: the event's reason.
     pub(crate) shutdown: Option<String>,
-    /// How often the guest was stopped because a disk's file could not be written or read.
+    /// How often the guest was stopped because there was no room for what it wrote.
     pub(crate) stalls: u64,
     /// How the load of a device state stands: `setup`, `active`, `completed`, `failed`.
     pub(crate) migration: Option<String>,

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Growing, RUNS, figure};
 use crate::Options;
 use crate::daemon::Daemon;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::images::bhatti;
 use crate::plot::Figure;
 use crate::progress::Progress;
@@ -15,8 +15,6 @@ use crate::sample::{Sample, ms};
 
 /// MiB that do not compress, beside the files of the default image.
 const MORE: [usize; 4] = [0, 64, 192, 512];
-/// What the default image holds, for the axis; its builder prints the same.
-const DEFAULT_MIB: usize = 111;
 
 pub(super) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Vec<Figure>> {
     let mut create = Growing::new("create to first exec");
@@ -39,16 +37,21 @@ pub(super) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>
             daemon.exec("made", &["true"])?;
             if run > 0 {
                 took.push(ms(began.elapsed()));
-                step.push(reply["timings_ms"]["disk"].as_f64().unwrap_or(f64::NAN));
+                step.push(number(&reply["timings_ms"]["disk"], "the time of the disk")?);
             }
             daemon.delete("made")?;
         }
-        let x = super::count(DEFAULT_MIB + more);
+        let told = daemon.get(&format!("/images/{image}"))?;
+        let x = number(&told["allocated_bytes"], "the size of an image")? / f64::from(1 << 20);
         create.push(x, took);
         disk.push(x, step);
         daemon.remove(&format!("/images/{image}"))?;
         daemon.post("/gc", &json!({}))?;
     }
-    let x = "MiB of files in the image";
+    let x = "MiB that the image takes";
     Ok(vec![figure("create-image", "Create against the size of its image", x, "ms", [create, disk])])
+}
+
+fn number(told: &Value, what: &'static str) -> Result<f64> {
+    told.as_f64().ok_or_else(|| Error::new(what, "the daemon does not tell it"))
 }

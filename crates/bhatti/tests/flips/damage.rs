@@ -5,23 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 
-/// xorshift64*: the same choices for the same seed.
-#[derive(Debug)]
-pub struct Choices(u64);
-
-impl Choices {
-    pub fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    /// Less than `limit`.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) % limit.max(1)
-    }
-}
+use testkit::Choices;
 
 /// What is done to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,7 +21,6 @@ mod place;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use damage::Choices;
 use kinds::KINDS;
 use place::Place;
 
@@ -35,21 +34,10 @@ pub enum Outcome {
     Loss(String),
 }
 
-/// The seed of this run, printed.
-fn seed() -> u64 {
-    let seed = std::env::var("BHATTI_FLIP_SEED").ok().map(|text| text.parse().expect("a number"));
-    let seed = seed.unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        u64::try_from(now.expect("a time after 1970").as_nanos() & 0xffff_ffff).expect("32 bits")
-    });
-    println!("BHATTI_FLIP_SEED={seed}");
-    seed
-}
-
 /// Damages each kind in turn, `flips` times in all. Panics when anything was lost; prints what came of each kind.
 pub fn suffer(program: &str, flips: usize) {
-    let (seed, began) = (seed(), Instant::now());
-    let mut choices = Choices::new(seed);
+    let (seed, began) = (testkit::seed("BHATTI_FLIP_SEED"), Instant::now());
+    let mut choices = testkit::Choices::new(seed, 0);
     let mut place = Place::new(program);
     let mut table: BTreeMap<&str, [usize; 4]> = BTreeMap::new();
     let mut losses = Vec::new();

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use testkit::TestHost;
+use testkit::{Choices, TestHost};
 
 use super::Outcome;
-use super::damage::{Choices, Damage};
+use super::damage::Damage;
 use super::kinds::{Kind, Part, Use, find};
 
 /// What a guest has in memory and, read from its disk, on it.

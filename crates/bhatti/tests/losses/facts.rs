@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Choices;
+use testkit::Choices;
 
 /// What a sandbox holds, or a snapshot of it.
 #[derive(Debug, Clone, Default)]

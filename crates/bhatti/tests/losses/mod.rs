@@ -16,7 +16,7 @@ use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use testkit::TestHost;
+use testkit::{Choices, TestHost};
 
 use self::facts::Facts;
 
@@ -40,29 +40,6 @@ impl Loss {
     }
 }
 
-/// xorshift64*: the same choices for the same seed.
-#[derive(Debug, Clone)]
-pub struct Choices(u64);
-
-impl Choices {
-    /// Those of a seed; each `stream` has its own.
-    pub fn new(seed: u64, stream: u64) -> Self {
-        Self((seed ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// Less than `limit`.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 11) % limit
-    }
-}
-
 /// What a run did.
 #[derive(Debug, Default)]
 struct Tally {
@@ -82,17 +59,6 @@ const WITHIN_ACKNOWLEDGED: u64 = 4;
 
 /// No operation takes so long.
 const LONGEST: Duration = Duration::from_secs(120);
-
-/// The seed of this run, printed.
-pub fn seed() -> u64 {
-    let seed = std::env::var("BHATTI_LOSS_SEED").ok().map(|text| text.parse().expect("a number"));
-    let seed = seed.unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        u64::try_from(now.expect("a time after 1970").as_nanos() & 0xffff_ffff).expect("32 bits")
-    });
-    println!("BHATTI_LOSS_SEED={seed}");
-    seed
-}
 
 /// Works, loses and looks, once for each of `losses`. Panics when anything was lost, with all that was; prints one line.
 pub fn suffer(host: &mut TestHost, losses: &[Loss], seed: u64) {

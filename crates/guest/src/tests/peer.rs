@@ -18,15 +18,7 @@ pub(super) fn soon() -> Instant {
 }
 
 pub(super) fn options() -> AttachOptions {
-    AttachOptions {
-        pad: false,
-        identity: None,
-        grow_root_to: None,
-        volumes: Vec::new(),
-        secrets: None,
-        net: None,
-        deadline: soon(),
-    }
+    AttachOptions::plain(soon())
 }
 
 pub(super) fn welcome() -> Welcome {
