@@ -76,7 +76,7 @@ pub async fn doctor(config: HostConfig) -> Result<DoctorReport> {
     checks.push(layout(&services).await);
     checks.push(network());
     checks.push(limits());
-    checks.push(confinement());
+    checks.push(confinement(&services).await);
     checks.push(host());
     Ok(DoctorReport { checks })
 }
@@ -257,8 +257,14 @@ fn limits() -> Check {
 }
 
 /// What a VMM that its guest took over would be without.
-fn confinement() -> Check {
-    match vm::Confinement::find().map(|found| found.describe()) {
+async fn confinement(services: &Services) -> Check {
+    let Ok(qemu) = services.qemu().await else {
+        return check("confinement", Verdict::Warn, "not known: there is no VMM");
+    };
+    let program = qemu.path.clone();
+    let found = tokio::task::spawn_blocking(move || vm::Confinement::find(&program)).await;
+    let kvm = accel::prove(services, false).await.is_ok_and(|proof| proof.accel == Accel::Kvm);
+    match found.unwrap_or_else(|ended| Err(ended.into())).map(|found| found.describe(kvm)) {
         Ok((without, keeps)) if keeps.is_empty() => {
             check("confinement", Verdict::Ok, format!("VMMs are without {without}"))
         }

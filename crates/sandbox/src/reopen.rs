@@ -17,7 +17,7 @@ use vm::{Machine, Status};
 
 use crate::actor::{Actor, Running, row};
 use crate::create;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::launch::{self, ATTACH_TIMEOUT};
 use crate::registry::Damaged;
@@ -166,8 +166,14 @@ fn note_loss(actor: &mut Actor) {
 }
 
 async fn let_go(services: &Services, machine: &Machine, manifest: &Manifest) -> Result<guest::Guest> {
-    if machine.status().await? == Status::Paused {
-        machine.resume().await?;
+    match machine.status().await? {
+        Status::Paused => machine.resume().await?,
+        // A copy whose daemon died while it was being made: there is no guest that could answer.
+        Status::Incoming => {
+            let text = "the daemon before this one ended before it had loaded its memory";
+            return Err(Error::new(ErrorKind::NotReady, text));
+        }
+        _ => {}
     }
     let (guest, welcome) = launch::attach(machine, launch::Greeting::plain(true), ATTACH_TIMEOUT).await?;
     let itself = manifest.id.as_str();

@@ -1,7 +1,7 @@
 //! What every verb needs: the rooms below, opened once, and the one door for blocking work.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -125,10 +125,10 @@ fn cgroups() -> Option<Arc<vm::Cgroups>> {
 }
 
 /// What each VMM is to give up.
-fn confinement() -> Option<vm::Confinement> {
-    match vm::Confinement::find() {
+fn confinement(program: &Path) -> Option<vm::Confinement> {
+    match vm::Confinement::find(program) {
         Ok(found) => {
-            let (without, keeps) = found.describe();
+            let (without, keeps) = found.describe(false);
             tracing::info!(without, ?keeps, "each VMM is confined");
             Some(found)
         }
@@ -226,7 +226,7 @@ impl Services {
                 let (held, confined) = (self.config.cgroups, self.config.confine);
                 blocking(move || {
                     let qemu = Qemu::discover(given.as_deref(), Arch::host())?;
-                    let confinement = confined.then(confinement).flatten();
+                    let confinement = confined.then(|| confinement(&qemu.path)).flatten();
                     Ok(Qemu { cgroups: held.then(cgroups).flatten(), confinement, ..qemu })
                 })
                 .await

@@ -17,6 +17,8 @@ use crate::manifest::{LayerFormat, LayerRef};
 pub const QMP_SOCKET: &str = "qmp.sock";
 /// The agent channel's socket in a sandbox's directory.
 pub const AGENT_SOCKET: &str = "agent.sock";
+/// What a VMM sees of the data directory, in a sandbox's directory; empty but for moments.
+pub const VMM_ROOM: &str = "vmm";
 /// What the VMM wrote to its standard error.
 pub const VMM_LOG: &str = "vmm.log";
 /// What the processes between the VMM and the world wrote to their standard error.

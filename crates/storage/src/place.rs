@@ -16,7 +16,7 @@ use crate::layout;
 use crate::sandbox_dir::{SandboxDir, StagedSandbox};
 
 /// What a VMM makes for itself.
-const OF_A_VMM: [&str; 3] = [layout::QMP_SOCKET, layout::AGENT_SOCKET, layout::VMM_LOG];
+const OF_A_VMM: [&str; 4] = [layout::QMP_SOCKET, layout::AGENT_SOCKET, layout::VMM_LOG, layout::VMM_ROOM];
 
 impl StagedSandbox {
     /// Step 1. When it fails (not every filesystem has second names), this directory is only good to be dropped, and the

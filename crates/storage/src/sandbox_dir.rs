@@ -262,7 +262,7 @@ impl SandboxDir {
         Ok(lock::is_held(&self.path)? || self.root_disk_is_locked()?)
     }
 
-    /// Removes sockets that an earlier VMM left.
+    /// Removes the sockets and the room that an earlier VMM left.
     ///
     /// # Errors
     /// What the system says.
@@ -270,7 +270,7 @@ impl SandboxDir {
         for name in [layout::QMP_SOCKET, layout::AGENT_SOCKET] {
             durable::remove_if_there(&self.path.join(name))?;
         }
-        Ok(())
+        durable::remove_any(&self.path.join(layout::VMM_ROOM))
     }
 
     /// The last bytes that the VMM wrote to its log, at most `max`; empty when there is none.

@@ -267,6 +267,7 @@ impl StagedTemplate {
         for name in [layout::QMP_SOCKET, layout::AGENT_SOCKET, layout::VMM_LOG] {
             durable::remove_if_there(&dir.join(name))?;
         }
+        durable::remove_any(&dir.join(layout::VMM_ROOM))?;
         let vm_len = vm.metadata().map_err(|error| Error::io("stat", &dir, error))?.len();
         let record = TemplateRecord {
             key: self.key,

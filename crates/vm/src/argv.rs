@@ -136,7 +136,7 @@ impl MachineSpec {
 
     /// On x86 the kernel is only read to be put where the firmware finds it, which a machine that gets a state never
     /// asks for; a guest that reboots ends its VMM. On Arm the kernel decides how the machine itself is built (PSCI).
-    fn reads_kernel(&self) -> bool {
+    pub(crate) fn reads_kernel(&self) -> bool {
         !self.incoming || self.arch == Arch::Arm64
     }
 

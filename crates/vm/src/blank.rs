@@ -87,6 +87,7 @@ impl Machine {
         if spec.blank().is_none() {
             return Err(Error::new(ErrorKind::Refused, OP, "it is not the spec of one that was blank"));
         }
+        let _lent = self.inner.lend_disks(OP, spec)?;
         let drive = |name: &str| -> Value {
             json!({"path": format!("/machine/peripheral/{name}"), "property": "drive", "value": name})
         };

@@ -7,6 +7,7 @@
 //! These verbs take turns. A fold is work for idle hours: it gives way to every other one, and to a pause.
 
 use std::convert::Infallible;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{Inner, Machine};
 use crate::nodes::{self, ROOT_NODE, TOP_PREFIX, file_of};
 use crate::qmp::{Command, Job};
+use crate::room::Whose;
 use crate::spec::{DiskFile, DiskFormat};
 
 /// The job that folds; there is one at a time.
@@ -103,6 +105,7 @@ impl Machine {
                 inner.close_nodes(OP, &[name.as_str()]).await?;
             }
         }
+        let (_told, _lent) = inner.lend(OP, Path::new(file), Whose::Its)?;
         let number = last + 1;
         inner.disk.last_top.store(number, Ordering::Relaxed);
         let node = format!("{TOP_PREFIX}{number}");

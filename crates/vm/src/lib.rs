@@ -17,6 +17,7 @@ mod qemu;
 mod qmp;
 mod ram;
 mod reference;
+mod room;
 mod spec;
 mod throttle;
 mod touched;

@@ -23,13 +23,14 @@ use sys::host_process::{Pidfd, peer_pid};
 use sys::host_socket::ProcFdPath;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use types::Rate;
+use types::{Accel, Rate};
 
 use crate::argv::{CONSOLE, CONSOLE_BYTES, RAM};
 use crate::cgroup::{Cgroups, Limits};
 use crate::disk::{Turns, has_fold};
 use crate::error::{Error, ErrorKind, Result};
 use crate::qmp::{Command, Facts, Qmp};
+use crate::room::{Lent, Room, Whose};
 use crate::{GuestRam, MachineSpec, Qemu, maps, process, ram};
 
 /// The VMM's control socket, in the directory it runs in.
@@ -93,6 +94,8 @@ pub(crate) struct Inner {
     gone: watch::Receiver<bool>,
     pub(crate) qmp: Qmp,
     base: Base,
+    /// What it sees of the data directory; `None` for all that its user sees.
+    room: Option<Room>,
     pub(crate) disk: Turns,
     /// What its disks are held to; said again for each that is plugged in.
     pub(crate) disk_rate: Mutex<Rate>,
@@ -221,7 +224,9 @@ impl Machine {
         let launched = async {
             let base = Base::of(dir, &spec.ram_base, spec.memory.bytes().0)?;
             let sockets = open_directory(OP, dir)?;
-            let mut starting = process::start(qemu, argv, dir, lock, line)?;
+            let (room, lent) = furnish(OP, qemu, spec, &sockets)?.unzip();
+            let in_room = room.clone().map(|room| (room, spec.ram_base_writable));
+            let mut starting = process::start(qemu, argv, dir, lock, line, in_room)?;
             starting.listening(dir).await?;
             let started: Result<_> = async {
                 let (qmp, pid) = converse(OP, &sockets).await?;
@@ -235,13 +240,15 @@ impl Machine {
             }
             .await;
             let (qmp, pid) = started.map_err(|error| closed_means_died(error, dir))?;
+            // All of it is open before a VMM answers anything.
+            drop(lent);
             let (process, gone) = starting
                 .settle(pid)
                 .map_err(|error| Error::io(OP, format!("taking hold of process {pid}"), error))?;
             if let Some(cgroups) = &qemu.cgroups {
                 hold(Arc::clone(cgroups), dir, pid, Limits::of(spec), gone.clone());
             }
-            Ok(Self::new(sockets, process, gone, qmp, base))
+            Ok(Self::new(sockets, process, gone, qmp, base, room))
         };
         tokio::time::timeout(PROCESS_LIMIT, launched).await.unwrap_or_else(|_elapsed| {
             let text = format!("it did not answer within {} s", PROCESS_LIMIT.as_secs());
@@ -281,7 +288,9 @@ impl Machine {
         let io = |error| Error::io(OP, format!("taking hold of process {pid}"), error);
         let process = Pidfd::open(pid).map_err(io)?;
         let gone = process::watch_exit(process.try_clone().map_err(io)?, None).map_err(io)?;
-        let machine = Self::new(sockets, process, gone, qmp, base);
+        let room = Room::find(sockets.path_of(""), pid)
+            .map_err(|error| Error::io(OP, format!("looking at process {pid}"), error))?;
+        let machine = Self::new(sockets, process, gone, qmp, base, room);
         // A fold of the daemon before this one: nobody waits for it, and it would be in the way.
         if answers.last().is_some_and(has_fold) {
             machine.inner.cancel_fold().await?;
@@ -289,13 +298,20 @@ impl Machine {
         Ok(Some(machine))
     }
 
-    fn new(sockets: ProcFdPath, process: Pidfd, gone: watch::Receiver<bool>, qmp: Qmp, base: Base) -> Self {
+    fn new(
+        sockets: ProcFdPath,
+        process: Pidfd,
+        gone: watch::Receiver<bool>,
+        qmp: Qmp,
+        base: Base,
+        room: Option<Room>,
+    ) -> Self {
         let (disk, console) = (Turns::default(), tokio::sync::Mutex::default());
         // By its descriptor: a directory may be given another name while a machine runs in it.
         let dir = sockets.path_of("");
         let disk_rate = Mutex::new(Rate::UNLIMITED);
         let held = tokio::sync::Mutex::default();
-        let inner = Inner { dir, sockets, process, gone, qmp, base, disk, disk_rate, held, console };
+        let inner = Inner { dir, sockets, process, gone, qmp, base, room, disk, disk_rate, held, console };
         let inner = Arc::new(inner);
         go_on_after_stalls(&inner);
         Self { inner }
@@ -380,11 +396,15 @@ impl Machine {
     /// # Errors
     /// The VMM refused, could not write, or is gone.
     pub async fn save_devices(&self, file: &str) -> Result<()> {
+        const OP: &str = "saving the device state";
+        if let Some(room) = &self.inner.room {
+            // It can make none itself.
+            room.make_file(file).map_err(|error| Error::io(OP, file, error))?;
+        }
+        let (_told, _lent) = self.inner.lend(OP, Path::new(file), Whose::Its)?;
         // `live: false` leaves the disks open: flushed they are by the pause, and a resume needs them as they were.
         let arguments = json!({"filename": file, "live": false});
-        self.call("saving the device state", Command::with("xen-save-devices-state", arguments))
-            .await
-            .map(drop)
+        self.call(OP, Command::with("xen-save-devices-state", arguments)).await.map(drop)
     }
 
     /// Loads a device state into a machine launched with `incoming`, after its RAM was written. The machine is
@@ -460,7 +480,9 @@ impl Machine {
         tokio::time::timeout(PROCESS_LIMIT, self.exited()).await.map_err(|_elapsed| {
             let text = format!("process {pid} is still there {} s after SIGKILL", PROCESS_LIMIT.as_secs());
             Error::new(ErrorKind::Timeout, OP, text)
-        })
+        })?;
+        let room = self.inner.room.as_ref();
+        room.map_or(Ok(()), Room::remove).map_err(|error| Error::io(OP, "removing its room", error))
     }
 
     /// Resolves when the VMM's process is gone. Does not keep anything of this machine alive.
@@ -527,6 +549,19 @@ impl Machine {
 }
 
 impl Inner {
+    /// Has the VMM find a file, by the path that comes back, as long as the other half of it is kept.
+    pub(crate) fn lend(&self, op: &'static str, path: &Path, whose: Whose) -> Result<(PathBuf, Lent)> {
+        match &self.room {
+            Some(room) => room.lend(op, path, whose),
+            None => Ok((path.to_owned(), Lent::default())),
+        }
+    }
+
+    /// The same for the disks of a spec.
+    pub(crate) fn lend_disks(&self, op: &'static str, spec: &MachineSpec) -> Result<Lent> {
+        self.room.as_ref().map_or_else(|| Ok(Lent::default()), |room| room.lend_disks(op, spec))
+    }
+
     pub(crate) async fn call(&self, op: &'static str, command: Command<'_>) -> Result<Value> {
         self.qmp.call(op, command).await.map_err(|error| self.told(error))
     }
@@ -574,6 +609,21 @@ async fn how_it_ended(machine: &Weak<Inner>, reason: &str) -> End {
 
 pub(crate) fn is_over(migration: Option<&str>) -> bool {
     matches!(migration, Some("completed" | "failed" | "cancelled"))
+}
+
+/// The room of a VMM that is to be confined, with what it opens when it starts.
+fn furnish(
+    op: &'static str,
+    qemu: &Qemu,
+    spec: &MachineSpec,
+    machine: &ProcFdPath,
+) -> Result<Option<(Room, Lent)>> {
+    let Some(confinement) = qemu.confinement.as_ref().filter(|it| it.has_rooms()) else { return Ok(None) };
+    let user = confinement.next_user(spec.accel == Accel::Kvm);
+    let room = Room::make(machine.path_of(""), user, spec.ram_base_writable)
+        .map_err(|error| Error::io(op, "making its room", error))?;
+    let lent = room.lend_all(op, spec)?;
+    Ok(Some((room, lent)))
 }
 
 fn open_directory(op: &'static str, dir: &Path) -> Result<ProcFdPath> {

@@ -6,17 +6,19 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rustix::fs::inotify;
+use sys::host_confine::Left;
 use sys::host_process::{Pidfd, allow_trace_by_same_user};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use crate::Qemu;
 use crate::error::{Error, ErrorKind, Result};
-use crate::machine::{AGENT_SOCKET, VMM_LOG};
+use crate::machine::{AGENT_SOCKET, QMP_SOCKET, VMM_LOG};
+use crate::room::Room;
 
 /// How much of the VMM's standard error goes into a message.
 const LOG_TAIL: u64 = 4096;
@@ -27,9 +29,10 @@ pub(crate) struct Starting {
     child: Option<Child>,
     held: AsyncFd<Pidfd>,
     sockets: AsyncFd<OwnedFd>,
+    room: Option<Room>,
 }
 
-/// Starts the program in `dir`: its own process group, so that a Ctrl+C for the daemon is not one for guests;
+/// Starts the program in `dir`, or in its room there: its own process group, so that a Ctrl+C for the daemon is not one for guests;
 /// standard input is `lock`, standard output `line`, standard error the log; every other descriptor of the daemon is closed on exec.
 pub(crate) fn start(
     qemu: &Qemu,
@@ -37,26 +40,35 @@ pub(crate) fn start(
     dir: &Path,
     lock: File,
     line: Option<OwnedFd>,
+    room: Option<(Room, bool)>,
 ) -> Result<Starting> {
     const OP: &str = "starting the VMM";
     let here = || dir.display().to_string();
     let log = File::create(dir.join(VMM_LOG)).map_err(|error| Error::io(OP, here(), error))?;
+    let works = room.as_ref().map_or_else(|| dir.to_owned(), |(room, _)| room.works());
     // Watching begins before the program does, so the socket's appearance cannot be missed.
     let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
     let sockets = inotify::init(flags)
-        .and_then(|fd| inotify::add_watch(&fd, dir, inotify::WatchFlags::CREATE).map(|_| fd))
+        .and_then(|fd| inotify::add_watch(&fd, &works, inotify::WatchFlags::CREATE).map(|_| fd))
         .map_err(|error| Error::io(OP, here(), error))?;
     let mut command = Command::new(&qemu.path);
     command
         .args(argv)
-        .current_dir(dir)
+        .current_dir(&works)
         .stdin(Stdio::from(lock))
         .stdout(line.map_or_else(Stdio::null, Stdio::from))
         .stderr(Stdio::from(log));
     command.process_group(0);
     allow_trace_by_same_user(&mut command);
     if let Some(confinement) = &qemu.confinement {
-        confinement.apply(&mut command);
+        let (own, writable) = room
+            .as_ref()
+            .map(|(room, bases_too)| room.directories(*bases_too))
+            .map_or((None, Vec::new()), |(own, writable)| (Some(own), writable));
+        let writable: Vec<&Path> = writable.iter().map(PathBuf::as_path).collect();
+        let user = room.as_ref().and_then(|(room, _)| room.user());
+        let left = Left { user, room: own.as_deref(), writable: &writable };
+        confinement.apply(&mut command, &qemu.path, left).map_err(|error| Error::io(OP, here(), error))?;
     }
     let child = command.spawn().map_err(|error| {
         Error::new(ErrorKind::Spawn, OP, qemu.path.display().to_string()).with_source(error)
@@ -64,7 +76,9 @@ pub(crate) fn start(
     let held = Pidfd::open(child.id()).and_then(wait_on);
     let sockets = wait_on(sockets);
     match (held, sockets) {
-        (Ok(held), Ok(sockets)) => Ok(Starting { child: Some(child), held, sockets }),
+        (Ok(held), Ok(sockets)) => {
+            Ok(Starting { child: Some(child), held, sockets, room: room.map(|(room, _)| room) })
+        }
         (Err(error), _) | (_, Err(error)) => {
             let mut child = child;
             let _ = child.kill();
@@ -98,7 +112,9 @@ impl Starting {
                         }
                     }
                     if appeared {
-                        return Ok(());
+                        let close = |room: &Room| room.close([QMP_SOCKET, AGENT_SOCKET]);
+                        let closed = self.room.as_ref().map_or(Ok(()), close);
+                        return closed.map_err(|error| Error::io("waiting for the VMM", "", error));
                     }
                     ready.clear_ready();
                 }

@@ -20,6 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{Inner, Machine};
 use crate::nodes::{self, file_of, text};
 use crate::qmp::{Command, Job};
+use crate::room::Whose;
 use crate::spec::VolumeDisk;
 
 /// How long a guest's kernel may take to let go of a disk that nobody uses any more.
@@ -81,8 +82,11 @@ impl Machine {
     /// `Refused`: the port is taken, or another process uses the file. The machine is as it was.
     pub async fn plug_volume(&self, volume: &VolumeDisk) -> Result<()> {
         const OP: &str = "plugging a volume in";
+        let whose = if volume.read_only { Whose::All } else { Whose::Its };
+        let nodes = nodes(volume)?;
+        let (_told, _lent) = self.inner.lend(OP, &volume.path, whose)?;
         let mut commands: Vec<_> =
-            nodes(volume)?.into_iter().map(|node| Command::with("blockdev-add", node)).collect();
+            nodes.into_iter().map(|node| Command::with("blockdev-add", node)).collect();
         commands.push(Command::with("device_add", device(volume.port)));
         commands.extend(self.inner.throttle_of_new(volume.port));
         let plugged = self.inner.call_all(OP, commands).await.map(drop);
@@ -169,7 +173,8 @@ impl Machine {
     pub async fn aim_copy(&self, port: u8, copy: &Path) -> Result<()> {
         const OP: &str = "opening the copy of a volume";
         let name = copy_job(port);
-        let nodes = nodes::writable(&name, &crate::DiskFile::raw(copy), None)?;
+        let (told, _lent) = self.inner.lend(OP, copy, Whose::Its)?;
+        let nodes = nodes::writable(&name, &crate::DiskFile::raw(told), None)?;
         let commands = nodes.into_iter().map(|node| Command::with("blockdev-add", node)).collect();
         self.inner.call_all(OP, commands).await.map(drop)
     }

@@ -108,12 +108,13 @@ impl Check<'_> {
 
     /// Files in sandboxes' directories that bhatti does not make are told and left alone.
     fn in_sandboxes(&mut self) -> Result<()> {
-        const KNOWN: [&str; 9] = [
+        const KNOWN: [&str; 10] = [
             layout::MANIFEST,
             layout::CONFIG_DRIVE,
             layout::MEM_SNAP,
             layout::VM_SNAP,
             layout::VMM_LOG,
+            layout::VMM_ROOM,
             layout::NET_LOG,
             layout::WAKE_SET,
             layout::QMP_SOCKET,
