@@ -73,10 +73,16 @@ fn a_sandbox_that_does_not_start_is_tried_a_few_times_and_then_answered_at_once(
     host.refused(&["exec", "box", "--", "true"], 1, &parts);
     host.refused(&["start", "box"], 1, &parts);
     assert!(host.vmm_pids().is_empty(), "no VMM is left of what was tried");
-    for task in fs::read_dir(format!("/proc/{}/task", host.daemon().pid())).unwrap().flatten() {
+    // Who was at the far end of a line that nobody took sees that, ends, and is waited for: else this never ends.
+    let has_children = || {
+        let threads = fs::read_dir(format!("/proc/{}/task", host.daemon().pid())).unwrap().flatten();
         // A thread may end while it is looked at.
-        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        assert_eq!(children, "", "every child was waited for");
+        threads
+            .map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default())
+            .any(|children| !children.is_empty())
+    };
+    while has_children() {
+        std::thread::yield_now();
     }
     host.ok(&["start", "box", "--discard-memory"]);
     assert_eq!(host.sh("box", "echo up"), "up");

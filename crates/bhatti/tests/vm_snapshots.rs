@@ -75,7 +75,7 @@ impl Drop for Enough<'_> {
 fn crash(host: &TestHost, sandbox: &str) {
     let dir = fs::canonicalize(host.sandbox_dir(sandbox)).unwrap();
     for pid in host.vmm_pids() {
-        if fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir) {
+        if fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&dir)) {
             let pid = rustix::process::Pid::from_raw(pid).unwrap();
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
         }

@@ -12,7 +12,7 @@ const BHATTI: &str = env!("CARGO_BIN_EXE_bhatti");
 
 fn pid_of(host: &TestHost, name: &str) -> i32 {
     let dir = fs::canonicalize(host.sandbox_dir(name)).unwrap();
-    let of_it = |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir);
+    let of_it = |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&dir));
     host.vmm_pids().into_iter().find(of_it).unwrap()
 }
 

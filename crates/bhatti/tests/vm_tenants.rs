@@ -68,3 +68,86 @@ fn a_users_machines_are_theirs_and_no_more_than_they_may_have() {
     assert_eq!(host.json(&["list"])[0]["owner"], "bob");
     assert_eq!(host.vmm_pids().len(), 1, "only bob's machine is left");
 }
+
+#[test]
+fn every_verb_that_makes_something_stops_at_each_quota_that_it_counts_for() {
+    let host = TestHost::start(BHATTI);
+    let key = host.ok(&["user", "create", "carol"]).trim().to_owned();
+    let as_carol = |args: &[&'static str]| -> Vec<String> {
+        ["--token", &key].iter().chain(args).map(|arg| (*arg).to_owned()).collect()
+    };
+    for made in [
+        &["create", "--name", "one", "--volume", "v:/mnt/v"][..],
+        &["snapshot", "create", "one", "--name", "s"],
+        &["volume", "backup", "v"],
+        &["create", "--name", "asleep"],
+        &["stop", "asleep"],
+    ] {
+        host.ok(&as_carol(made));
+    }
+    let backup = host.json(&as_carol(&["volume", "backups", "v"]))[0]["id"].as_str().unwrap().to_owned();
+    let archive = host.data_dir().join("none.tar").display().to_string();
+    std::fs::write(&archive, "no archive").unwrap();
+    let all = || {
+        let lists = [&["list"][..], &["snapshot", "list"], &["volume", "list"], &["image", "list"]];
+        // What a list says of idleness and sizes changes by itself; which there are does not.
+        let names = |list: serde_json::Value| {
+            list.as_array()
+                .unwrap()
+                .iter()
+                .map(|it| (it["name"].clone(), it["state"].clone()))
+                .collect::<Vec<_>>()
+        };
+        lists.map(|list| names(host.json(&as_carol(list))))
+    };
+    // Which verb, and which quotas it must stop at: all of a user's that one more of it would exceed.
+    let verbs: [(&[&str], &[&str]); 15] = [
+        (&["create", "--name", "more"], &["sandboxes", "memory", "cpus", "disk"]),
+        (&["create", "--name", "more", "--volume", "w:/mnt/w"], &["sandboxes", "volumes"]),
+        (&["create", "--name", "more", "--from", "one"], &["sandboxes", "memory", "volumes"]),
+        (&["create", "--name", "more", "--from", "s"], &["sandboxes", "memory", "volumes"]),
+        (&["fork", "one", "--name", "more"], &["sandboxes", "memory", "cpus", "volumes", "disk"]),
+        (&["snapshot", "resume", "s", "--name", "more"], &["sandboxes", "memory", "cpus", "volumes", "disk"]),
+        (&["snapshot", "create", "one", "--name", "t"], &["snapshots", "disk"]),
+        (&["start", "asleep"], &["memory", "cpus"]),
+        (&["exec", "asleep", "--", "true"], &["memory", "cpus"]),
+        (&["volume", "create", "w", "--size", "64"], &["volumes", "disk"]),
+        (&["volume", "clone", "v", "--name", "w"], &["volumes", "disk"]),
+        (&["volume", "resize", "v", "--size", "2048"], &["disk"]),
+        (&["image", "save", "one", "--name", "mine"], &["images", "disk"]),
+        (&["image", "import", "--tar", &archive, "--name", "mine"], &["images", "disk"]),
+        (&["image", "pull", "127.0.0.1:1/none", "--name", "mine"], &["images", "disk"]),
+    ];
+    let before = all();
+    for (quota, least) in [
+        ("sandboxes", "2"),
+        ("memory", "512"),
+        ("cpus", "1"),
+        ("volumes", "1"),
+        ("snapshots", "1"),
+        ("images", "0"),
+        ("disk", "1"),
+    ] {
+        let flag = format!("--max-{quota}");
+        host.ok(&["user", "edit", "carol", &flag, least]);
+        for (verb, _) in verbs.iter().filter(|(_, stops)| stops.contains(&quota)) {
+            let mut args = vec!["--token", key.as_str()];
+            args.extend_from_slice(verb);
+            host.refused(&args, 1, &["carol has", &format!("max_{quota}")]);
+            assert_eq!(all(), before, "{verb:?} at {quota}");
+        }
+        host.ok(&["user", "edit", "carol", &flag, "none"]);
+    }
+    // A backup of a volume that is gone makes it anew.
+    host.ok(&as_carol(&["destroy", "one", "asleep", "-y"]));
+    host.ok(&as_carol(&["snapshot", "delete", "s", "-y"]));
+    host.ok(&as_carol(&["volume", "delete", "v", "-y"]));
+    let restore = ["--token", &key, "volume", "restore", "v", "--backup", &backup, "-y"];
+    for (quota, least) in [("volumes", "0"), ("disk", "1")] {
+        let flag = format!("--max-{quota}");
+        host.ok(&["user", "edit", "carol", &flag, least]);
+        host.refused(&restore, 1, &["carol has", &format!("max_{quota}")]);
+        host.ok(&["user", "edit", "carol", &flag, "none"]);
+    }
+    host.ok(&restore);
+}

@@ -21,9 +21,14 @@ const fn argument(n: u32) -> u32 {
 const OTHER_SET: u32 = 0x4000_0000;
 
 /// Calls that are refused whatever they are given.
-const DENIED: [libc::c_long; 31] = [
+const DENIED: [libc::c_long; 36] = [
     libc::SYS_connect,
     libc::SYS_socketpair,
+    libc::SYS_shmget,
+    libc::SYS_shmat,
+    libc::SYS_semget,
+    libc::SYS_msgget,
+    libc::SYS_mq_open,
     // What goes through a ring is not seen here.
     libc::SYS_io_uring_setup,
     libc::SYS_io_uring_enter,

@@ -223,6 +223,8 @@ fn guest(
         (Some(now), _) if now != seen.disk => lose(format!("memory of {now}, a disk of {}", seen.disk)),
         // A copy that nobody was told of yet boots when its daemon dies before it has its memory.
         (None, Some(_)) if made && boot == "cold_boot" => {}
+        // The machine is ended before the name goes.
+        (None, Some(_)) if matches!(touched, Some(Action::Destroy { .. })) && boot == "cold_boot" => {}
         (None, Some(then)) if loss.spares_machines() || (sandbox.asleep && touched.is_none()) => {
             lose(format!("memory of {then} is lost"));
         }

@@ -132,6 +132,14 @@ pub fn suffer(host: &mut TestHost, losses: &[Loss], seed: u64) {
             eprintln!("{told}");
             break;
         }
+        if round % 10 == 9 {
+            println!(
+                "{} of {}, nothing lost, {:.0} s",
+                round + 1,
+                losses.len(),
+                began.elapsed().as_secs_f64()
+            );
+        }
     }
     let operations = facts.lock().expect("facts").operations;
     if lost.is_empty() {
