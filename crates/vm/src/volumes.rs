@@ -83,10 +83,11 @@ impl Machine {
     pub async fn plug_volume(&self, volume: &VolumeDisk) -> Result<()> {
         const OP: &str = "plugging a volume in";
         let whose = if volume.read_only { Whose::All } else { Whose::Its };
-        let nodes = nodes(volume)?;
-        let (_told, _lent) = self.inner.lend(OP, &volume.path, whose)?;
-        let mut commands: Vec<_> =
-            nodes.into_iter().map(|node| Command::with("blockdev-add", node)).collect();
+        let (path, _lent) = self.inner.lend(OP, &volume.path, whose)?;
+        let mut commands: Vec<_> = nodes(&VolumeDisk { path, ..volume.clone() })?
+            .into_iter()
+            .map(|node| Command::with("blockdev-add", node))
+            .collect();
         commands.push(Command::with("device_add", device(volume.port)));
         commands.extend(self.inner.throttle_of_new(volume.port));
         let plugged = self.inner.call_all(OP, commands).await.map(drop);
