@@ -119,7 +119,7 @@ pub struct Serve {
     /// Whether each VMM is held to its processors and memory by a control group, where this user can make one
     #[arg(long, value_enum, default_value_t = Groups::Auto)]
     pub cgroups: Groups,
-    /// Whether each VMM gives up privileges, the host's network and signals before it begins
+    /// Whether each VMM gives up privileges, files but its own, connections and signals before it begins
     #[arg(long, value_enum, default_value_t = Confine::Auto)]
     pub confine: Confine,
     /// Seconds that a guest may take to boot
