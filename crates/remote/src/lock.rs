@@ -4,7 +4,13 @@
 //! is written again every minute while the work goes on. One that was not for ten minutes belongs to nobody any more
 //! and is taken over; whoever wrote it finds that out before its manifest is written or a chunk is removed, since both
 //! ask whether the lock is still theirs.
+//!
+//! A host that has a name ([`Store::of_host`](crate::Store::of_host)) knows its own locks: those that no work of this
+//! process holds were left by a daemon that died, by a power cut that undid the removal, or by a removal that failed, and
+//! are taken over at once.
 
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use object_store::ObjectStoreExt as _;
@@ -27,25 +33,60 @@ struct Body {
     holder: Nonce,
     doing: String,
     since: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    host: Option<Nonce>,
 }
 
-/// The lock, held. [`Lock::release`] it; one that is dropped is given up by its age.
+/// The holders that work in this process.
+static WORKING: Mutex<Option<HashSet<Nonce>>> = Mutex::new(None);
+
+/// A holder that works, for as long as this lives.
+struct Working(Nonce);
+
+impl Working {
+    fn new() -> Self {
+        let holder = Nonce::random();
+        Self::all().get_or_insert_default().insert(holder.clone());
+        Self(holder)
+    }
+
+    fn all() -> MutexGuard<'static, Option<HashSet<Nonce>>> {
+        WORKING.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is(holder: &Nonce) -> bool {
+        Self::all().as_ref().is_some_and(|all| all.contains(holder))
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        if let Some(all) = Self::all().as_mut() {
+            all.remove(&self.0);
+        }
+    }
+}
+
+/// The lock, held. [`Lock::release`] it; one that is dropped is given up.
 pub(crate) struct Lock {
     shelf: Shelf,
     body: Body,
     renewing: AbortHandle,
+    _working: Working,
 }
 
 impl Lock {
     pub(crate) async fn take(shelf: &Shelf, doing: &'static str) -> Result<Self> {
-        let body = Body { holder: Nonce::random(), doing: doing.to_owned(), since: Timestamp::now() };
+        let working = Working::new();
+        let (holder, host) = (working.0.clone(), shelf.store.host.clone());
+        let body = Body { holder, doing: doing.to_owned(), since: Timestamp::now(), host };
         let path = shelf.lock_path();
-        // Twice: the second time after a stale one was removed. Whoever is quicker then has it.
+        // Twice: the second time after one that is nobody's was removed. Whoever is quicker then has it.
         for may_take_over in [true, false] {
             let made = shelf.write(&path, record::encode(FORMAT, &body), true).await;
             match made {
-                Ok(()) => return Ok(Self::held(shelf, body)),
-                Err(error) if exists(&error) && may_take_over && is_stale(shelf).await? => {
+                Ok(()) => return Ok(Self::held(shelf, body, working)),
+                Err(error) if exists(&error) && may_take_over && is_nobodys(shelf).await? => {
                     shelf.remove(&path).await?;
                 }
                 Err(error) if exists(&error) => break,
@@ -59,10 +100,10 @@ impl Lock {
         );
         Err(Error::new(ErrorKind::Busy, doing, shelf.volume.as_str())
             .because(since)
-            .hint_to("try again when it is done; one that was cut short is forgotten after ten minutes"))
+            .hint_to("try again when it is done; one that another host cut short is forgotten after ten minutes"))
     }
 
-    fn held(shelf: &Shelf, body: Body) -> Self {
+    fn held(shelf: &Shelf, body: Body, working: Working) -> Self {
         let (its_shelf, its_body) = (shelf.clone(), body.clone());
         let renewing = tokio::spawn(async move {
             loop {
@@ -78,7 +119,7 @@ impl Lock {
                 }
             }
         });
-        Self { shelf: shelf.clone(), body, renewing: renewing.abort_handle() }
+        Self { shelf: shelf.clone(), body, renewing: renewing.abort_handle(), _working: working }
     }
 
     /// Asks whether it is still held; to be asked before whatever cannot be taken back.
@@ -113,8 +154,14 @@ async fn read(shelf: &Shelf) -> Result<Option<Body>> {
     }
 }
 
-async fn is_stale(shelf: &Shelf) -> Result<bool> {
+async fn is_nobodys(shelf: &Shelf) -> Result<bool> {
     let path = shelf.lock_path();
+    // One that cannot be read is given up by its age.
+    if let (Some(us), Ok(Some(found))) = (&shelf.store.host, read(shelf).await)
+        && found.host.as_ref() == Some(us)
+    {
+        return Ok(!Working::is(&found.holder));
+    }
     match shelf.store.objects.head(&path).await {
         Ok(meta) => {
             let age = Timestamp::now().0.saturating_sub(meta.last_modified.timestamp_millis());

@@ -10,7 +10,7 @@ use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
-use types::{Owner, VolumeName};
+use types::{Nonce, Owner, VolumeName};
 
 use crate::shelf::Shelf;
 use crate::{Error, ErrorKind, Result};
@@ -48,6 +48,7 @@ impl fmt::Debug for StoreOptions {
 #[derive(Debug, Clone)]
 pub struct Store {
     pub(crate) objects: Arc<dyn ObjectStore>,
+    pub(crate) host: Option<Nonce>,
     url: String,
 }
 
@@ -89,7 +90,13 @@ impl Store {
         let objects = LocalFileSystem::new_with_prefix(dir)
             .map_err(|error| Error::store(OP, shown.as_str(), error))?
             .with_fsync(true);
-        Ok(Self { objects: Arc::new(objects), url: format!("file://{shown}") })
+        Ok(Self { objects: Arc::new(objects), host: None, url: format!("file://{shown}") })
+    }
+
+    /// As used by a host of that name, which this process alone works for: its locks that nobody here holds count no more.
+    #[must_use]
+    pub fn of_host(self, host: Nonce) -> Self {
+        Self { host: Some(host), ..self }
     }
 
     /// What it was opened by, without any key.
@@ -139,7 +146,7 @@ fn bucket(url: &str, rest: &str, options: &StoreOptions) -> Result<Store> {
             Arc::new(PrefixStore::new(objects, prefix))
         }
     };
-    Ok(Store { objects, url: url.to_owned() })
+    Ok(Store { objects, host: None, url: url.to_owned() })
 }
 
 fn invalid(what: &str, why: &str) -> Error {

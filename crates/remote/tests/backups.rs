@@ -9,7 +9,7 @@ use std::sync::mpsc;
 
 use bhatti_remote::{BackupId, Cancel, ErrorKind, Keep, Shelf, Store, Watch};
 use proptest::prelude::*;
-use types::{Bytes, Owner, Timestamp};
+use types::{Bytes, Nonce, Owner, Timestamp, VolumeName};
 
 const MIB: u64 = 1 << 20;
 
@@ -18,12 +18,20 @@ struct Place {
     shelf: Shelf,
 }
 
+fn volume() -> VolumeName {
+    "data".parse().unwrap()
+}
+
 impl Place {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::directory(&dir.path().join("store")).unwrap();
-        let shelf = store.shelf(&Owner::admin(), &"data".parse().unwrap());
+        let shelf = store.shelf(&Owner::admin(), &volume());
         Self { dir, shelf }
+    }
+
+    fn store(&self) -> Store {
+        Store::directory(&self.dir.path().join("store")).unwrap()
     }
 
     fn file(&self, name: &str, size: u64, parts: &[(u64, &[u8])]) -> File {
@@ -360,6 +368,24 @@ fn while_a_manifest_cannot_be_read_no_chunk_is_removed() {
     });
 }
 
+/// Work stands still at its first report, which the second tells of, until the third is told to go on.
+fn standing_still() -> (Watch, tokio::sync::oneshot::Receiver<()>, mpsc::Sender<()>) {
+    let (arrived, seen) = tokio::sync::oneshot::channel();
+    let (go_on, wait) = mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new((Some(arrived), wait));
+    let watch = Watch::new(
+        move |_| {
+            let mut gate = gate.lock().unwrap();
+            if let Some(arrived) = gate.0.take() {
+                arrived.send(()).unwrap();
+                gate.1.recv().unwrap();
+            }
+        },
+        Cancel::default(),
+    );
+    (watch, seen, go_on)
+}
+
 #[test]
 fn nothing_is_pruned_and_no_second_backup_begins_while_one_is_under_way() {
     run(async {
@@ -367,19 +393,7 @@ fn nothing_is_pruned_and_no_second_backup_begins_while_one_is_under_way() {
         let volume = place.file("v", 8 * MIB, &[(0, &noise(9, 4 * MIB))]);
         let old = place.shelf.backup(volume.try_clone().unwrap(), NOW, nobody()).await.unwrap();
         // The running backup relies on chunks of the old one and stands still at its first report.
-        let (arrived, seen) = tokio::sync::oneshot::channel();
-        let (go_on, wait) = mpsc::channel::<()>();
-        let gate = std::sync::Mutex::new((Some(arrived), wait));
-        let watch = Watch::new(
-            move |_| {
-                let mut gate = gate.lock().unwrap();
-                if let Some(arrived) = gate.0.take() {
-                    arrived.send(()).unwrap();
-                    gate.1.recv().unwrap();
-                }
-            },
-            Cancel::default(),
-        );
+        let (watch, seen, go_on) = standing_still();
         let shelf = place.shelf.clone();
         let source = volume.try_clone().unwrap();
         let running = tokio::spawn(async move { shelf.backup(source, later(1), watch).await });
@@ -402,19 +416,7 @@ fn a_lock_of_yesterday_is_taken_over_and_its_backup_writes_no_manifest() {
     run(async {
         let place = Place::new();
         let volume = place.file("v", 2 * MIB, &[(0, &noise(10, MIB))]);
-        let (arrived, seen) = tokio::sync::oneshot::channel();
-        let (go_on, wait) = mpsc::channel::<()>();
-        let gate = std::sync::Mutex::new((Some(arrived), wait));
-        let watch = Watch::new(
-            move |_| {
-                let mut gate = gate.lock().unwrap();
-                if let Some(arrived) = gate.0.take() {
-                    arrived.send(()).unwrap();
-                    gate.1.recv().unwrap();
-                }
-            },
-            Cancel::default(),
-        );
+        let (watch, seen, go_on) = standing_still();
         let (shelf, source) = (place.shelf.clone(), volume.try_clone().unwrap());
         let slow = tokio::spawn(async move { shelf.backup(source, NOW, watch).await });
         seen.await.unwrap();
@@ -426,6 +428,35 @@ fn a_lock_of_yesterday_is_taken_over_and_its_backup_writes_no_manifest() {
         assert_eq!(error.kind(), ErrorKind::Busy);
         let listed = place.shelf.list().await.unwrap();
         assert_eq!(listed.iter().map(|one| &one.id).collect::<Vec<_>>(), [&quick.summary.id]);
+    });
+}
+
+#[test]
+fn a_lock_that_a_dead_daemon_left_keeps_out_other_hosts_and_not_its_own() {
+    run(async {
+        let place = Place::new();
+        let (ours, theirs) = (Nonce::random(), Nonce::random());
+        let shelf = |host: &Nonce| place.store().of_host(host.clone()).shelf(&Owner::admin(), &volume());
+        let file = place.file("v", 2 * MIB, &[(0, &noise(12, MIB))]);
+        let (watch, seen, go_on) = standing_still();
+        let (slow, source) = (shelf(&ours), file.try_clone().unwrap());
+        let working = tokio::spawn(async move { slow.backup(source, NOW, watch).await });
+        seen.await.unwrap();
+        let left = fs::read(place.below("lock.json")).unwrap();
+        for host in [&ours, &theirs] {
+            let error = shelf(host).backup(file.try_clone().unwrap(), later(1), nobody()).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Busy, "it works: {error}");
+        }
+        go_on.send(()).unwrap();
+        working.await.unwrap().unwrap();
+        // As a power cut undoes the removal, and a daemon's death prevents it.
+        fs::write(place.below("lock.json"), left).unwrap();
+        let source = file.try_clone().unwrap();
+        let error = shelf(&theirs).backup(source, later(2), nobody()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        shelf(&ours).backup(file, later(3), nobody()).await.unwrap();
+        assert!(!place.locked());
+        assert_eq!(place.shelf.list().await.unwrap().len(), 2);
     });
 }
 

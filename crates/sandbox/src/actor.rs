@@ -326,20 +326,20 @@ impl Actor {
         Ok(self.shared.view())
     }
 
+    /// The name goes first, and the machine after it: a daemon that dies in between leaves no sandbox without its memory,
+    /// and a disk that refuses leaves one that runs.
     async fn destroy(&mut self) -> Result<()> {
-        if self.pending_freeze.is_none() {
-            self.let_go_of_volumes().await;
-        }
-        if let Some(running) = self.running.take() {
-            drop(running.guest);
-            if let Err(error) = running.machine.kill().await {
-                tracing::error!(%error, sandbox = %self.manifest.name, "the VMM did not end");
+        let dir = self.dir.clone();
+        if self.running.is_some() {
+            let departed = blocking(move || Ok(dir.take_away()?)).await?;
+            self.end_for_good().await?;
+            if let Err(error) = blocking(move || Ok(departed.remove()?)).await {
+                tracing::warn!(error = %error.with_causes(), sandbox = %self.manifest.name, "what is left of a destroyed sandbox stays until the daemon starts again");
             }
-            self.enter(Happening::Ended)?;
+        } else {
+            blocking(move || Ok(dir.destroy()?)).await?;
         }
         self.pending_freeze = None;
-        let dir = self.dir.clone();
-        blocking(move || Ok(dir.destroy()?)).await?;
         self.services.network.leave(&self.manifest.owner, &self.manifest.id, self.manifest.net.as_ref());
         self.release(self.manifest.clone());
         self.remove_made_volumes().await;
@@ -350,6 +350,19 @@ impl Actor {
         }
         self.event("destroyed", json!({}));
         Ok(())
+    }
+
+    /// Ends the machine of a sandbox that has no name any more.
+    async fn end_for_good(&mut self) -> Result<()> {
+        if self.pending_freeze.is_none() {
+            self.let_go_of_volumes().await;
+        }
+        let Some(running) = self.running.take() else { return Ok(()) };
+        drop(running.guest);
+        if let Err(error) = running.machine.kill().await {
+            tracing::error!(%error, sandbox = %self.manifest.name, "the VMM did not end");
+        }
+        self.enter(Happening::Ended)
     }
 
     /// Removes the volumes that were cloned for this sandbox, a copy of another; all others stay.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use remote::{BackupId, Keep, Listed, Progress, PruneReport, Shelf, Store, StoreOptions, Summary, Watch};
 use serde_json::json;
 use storage::VolumeRecord;
-use types::{Bytes, CloneMethod, Counted, Owner, Timestamp, VolumeName};
+use types::{Bytes, CloneMethod, Counted, Nonce, Owner, Timestamp, VolumeName};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
@@ -354,7 +354,10 @@ impl Host {
                 )
                 .hint("leave it out: backups then go where this host keeps them"));
             }
-            BackupPlace::At(url) => open_store(BackupStore::Url(url.clone())).await?,
+            BackupPlace::At(url) => {
+                let name = self.inner.services.host_name()?;
+                open_store(BackupStore::Url(url.clone()), name).await?
+            }
         };
         Ok(store.shelf(owner, name))
     }
@@ -367,12 +370,13 @@ pub(crate) enum BackupStore {
     Url(String),
 }
 
-pub(crate) async fn open_store(place: BackupStore) -> Result<Store> {
+pub(crate) async fn open_store(place: BackupStore, host: Nonce) -> Result<Store> {
     blocking(move || {
-        Ok(match place {
+        let store = match place {
             BackupStore::Directory(dir) => Store::directory(&dir)?,
             BackupStore::Url(url) => Store::open(&url, &StoreOptions::default())?,
-        })
+        };
+        Ok(store.of_host(host))
     })
     .await
 }

@@ -8,10 +8,11 @@
 //! | cold | alive, paused | the daemon died in a stop after the commit, or in a wake before it | the VMM is ended; wakes from memory |
 //! | cold | none | asleep | nothing |
 //! | off | alive | the daemon died in a boot before the commit | the VMM is ended |
+//! | none, name taken away | alive | the daemon died in a destroy | the VMM is ended, the directory removed |
 //! | unreadable | any | damaged | refused by name with the file; nothing is touched |
 
 use serde_json::json;
-use storage::{LeftoverKind, Manifest, RunState};
+use storage::{Leftover, LeftoverKind, Manifest, RunState};
 use types::{Boot, CloneMethod, SandboxId, StorageLayout};
 use vm::{Machine, Status};
 
@@ -26,7 +27,7 @@ use crate::services::{Services, blocking};
 /// Registers every sandbox on disk.
 pub(crate) async fn reopen(host: &Host) -> Result<()> {
     let services = &host.inner.services;
-    end_standbys(&services.store).await?;
+    end_unowned(&services.store).await?;
     let store = services.store.clone();
     let (found, reflink) = blocking(move || {
         let plan = store.reconcile_plan()?;
@@ -83,14 +84,18 @@ pub(crate) async fn reopen(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Ends the machines that stood by for the daemon before this one: what they are loaded with is nobody's.
-async fn end_standbys(store: &storage::Store) -> Result<()> {
+/// Ends the machines that are no sandbox's: those that stood by for the daemon before this one, and those whose sandbox it
+/// had just destroyed.
+async fn end_unowned(store: &storage::Store) -> Result<()> {
     let planned = store.clone();
     let plan = blocking(move || Ok(planned.reconcile_plan()?)).await?;
-    for left in plan.into_iter().filter(|it| it.held && it.kind == LeftoverKind::StagedSandbox) {
+    let unowned = |left: &Leftover| {
+        left.held && matches!(left.kind, LeftoverKind::StagedSandbox | LeftoverKind::GoneSandbox)
+    };
+    for left in plan.into_iter().filter(unowned) {
         match Machine::adopt(&left.path).await {
             Ok(Some(machine)) => {
-                tracing::info!(path = %left.path.display(), "a machine that stood by is ended");
+                tracing::info!(path = %left.path.display(), "a machine that is no sandbox's is ended");
                 machine.kill().await?;
             }
             Ok(None) => {}

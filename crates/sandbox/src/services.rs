@@ -11,7 +11,7 @@ use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use types::{Accel, Arch, Bytes, Mebibytes, Owner, StorageLayout};
+use types::{Accel, Arch, Bytes, Mebibytes, Nonce, Owner, StorageLayout};
 use vm::Qemu;
 
 use crate::backups::{BackupStore, open_store};
@@ -26,6 +26,9 @@ use crate::secrets::{SecretsKey, SecretsKeyText};
 use crate::spare::Spares;
 use crate::standby::Standbys;
 use crate::thermal::ThermalConfig;
+
+/// The setting that tells one data directory from others where they share a store.
+const HOST_NAME: &str = "host_name";
 
 /// How a host is to be run.
 #[derive(Debug, Clone)]
@@ -300,7 +303,20 @@ impl Services {
             Some(url) => BackupStore::Url(url.clone()),
             None => BackupStore::Directory(self.store.backups_dir()),
         };
-        self.backups.get_or_try_init(|| open_store(place)).await.cloned()
+        let open = async || open_store(place, self.host_name()?).await;
+        self.backups.get_or_try_init(open).await.cloned()
+    }
+
+    /// What this data directory is called in stores that several hosts may use, made at the first call.
+    pub(crate) fn host_name(&self) -> Result<Nonce> {
+        let mut index = self.index();
+        // One that cannot be read is of no use to anybody.
+        if let Some(name) = index.get_setting(HOST_NAME)?.and_then(|name| name.parse().ok()) {
+            return Ok(name);
+        }
+        let name = Nonce::random();
+        index.set_setting(HOST_NAME, name.as_str())?;
+        Ok(name)
     }
 
     /// Refuses new work that the data root's filesystem has no room for: a machine that meets a full disk stands still,

@@ -380,16 +380,22 @@ pub(crate) fn make_dir(path: &Path) -> Result<()> {
     fs::DirBuilder::new().mode(0o700).create(path).map_err(|error| Error::io("create", path, error))
 }
 
-/// Removes a directory that has a durable name. When the rename cannot be made durable it is taken back; from then on it is
-/// gone, and what cannot be removed of it is a leftover with a meaning.
+/// Removes a directory that has a durable name, as [`take_away_lasting`]; what cannot be removed of it then is a leftover
+/// with a meaning.
 pub(crate) fn remove_named_dir(path: &Path) -> Result<()> {
+    let gone = take_away_lasting(path)?;
+    let _ = remove_tree(&gone);
+    Ok(())
+}
+
+/// [`take_away`], lasting when it returns. When that cannot be made so it is taken back.
+pub(crate) fn take_away_lasting(path: &Path) -> Result<PathBuf> {
     let gone = take_away(path)?;
     if let Err(error) = sync_parent(path) {
         let _ = fs::rename(&gone, path);
         return Err(error);
     }
-    let _ = remove_tree(&gone);
-    Ok(())
+    Ok(gone)
 }
 
 /// The quick half of removing a file or a directory: from here on it is gone, whatever happens then. The slow half is

@@ -66,7 +66,7 @@ pub use references::Pin;
 pub use relocate::{
     HeldRoot, MOUNT_POINT_NOTE, MovingDir, Relocation, RelocationLock, RootState, Surroundings,
 };
-pub use sandbox_dir::{SandboxDir, StagedSandbox};
+pub use sandbox_dir::{DepartedSandbox, SandboxDir, StagedSandbox};
 pub use snapshot::{SnapshotDir, SnapshotRecord, Snapshots, StagedSnapshot};
 pub use store::{Space, Store};
 pub use template::{StagedTemplate, TemplateRecord, TemplateSpec, Templates};

@@ -430,7 +430,17 @@ impl SandboxDir {
         self.remove_memory()
     }
 
-    /// Takes the sandbox away for good.
+    /// Takes the sandbox's name away, durably, whether or not a VMM has it: it is destroyed from here on, and whoever dies
+    /// before the rest is gone leaves what the next start ends and removes.
+    ///
+    /// # Errors
+    /// `NotFound`, or what the system says; the sandbox is then as before.
+    pub fn take_away(&self) -> Result<DepartedSandbox> {
+        let path = durable::take_away_lasting(&self.path)?;
+        Ok(DepartedSandbox(Self { id: self.id.clone(), path }))
+    }
+
+    /// Takes a sandbox without a VMM away for good.
     ///
     /// # Errors
     /// `Busy` while a VMM has its disk, `NotFound`.
@@ -440,6 +450,22 @@ impl SandboxDir {
             lock => Some(lock?),
         };
         durable::remove_named_dir(&self.path)
+    }
+}
+
+/// What is left of a sandbox that was destroyed.
+#[derive(Debug)]
+#[must_use = "it occupies the disk until it is removed"]
+pub struct DepartedSandbox(SandboxDir);
+
+impl DepartedSandbox {
+    /// Removes it.
+    ///
+    /// # Errors
+    /// `Busy` while a VMM has its disk, or what the system says. The next start removes what stays.
+    pub fn remove(self) -> Result<()> {
+        let _lock = self.0.lock_machine()?;
+        durable::remove_tree(&self.0.path)
     }
 }
 

@@ -135,11 +135,6 @@ impl Place {
                 wrong.push(format!("it said that it worked, and cannot be taken back: {}", undone.stderr));
             }
         }
-        // A lock of a backup that could not be removed is forgotten after ten minutes, which nobody waits for here.
-        let lock = host.data_dir().join("backups/admin/data/lock.json");
-        if lock.exists() {
-            std::fs::remove_file(lock).expect("the lock goes");
-        }
         // The disk is well again: everything is as it was.
         for name in ["a", "asleep"] {
             let seen = host.run(&["exec", name, "--", "sh", "-c", "cat /dev/shm/nonce ~/file"]);

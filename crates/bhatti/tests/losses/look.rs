@@ -58,11 +58,6 @@ pub fn around(host: &TestHost, facts: &mut Facts, loss: Loss, told: u64, tally: 
         let under_way = line.under_way.take();
         settle(line, under_way.as_ref(), &sandboxes, &snapshots, &mut lost);
         lost.extend(backups(host, line));
-        if matches!(under_way, Some(Action::Backup)) {
-            // A backup that was cut short holds its volume's backups for ten minutes, which nobody waits for here.
-            let lock = format!("backups/admin/{}/lock.json", line.volume_name());
-            let _gone = std::fs::remove_file(host.data_dir().join(lock));
-        }
         let guests: Vec<_> = thread::scope(|scope| {
             let looks: Vec<_> = line
                 .sandboxes
@@ -223,8 +218,6 @@ fn guest(
         (Some(now), _) if now != seen.disk => lose(format!("memory of {now}, a disk of {}", seen.disk)),
         // A copy that nobody was told of yet boots when its daemon dies before it has its memory.
         (None, Some(_)) if made && boot == "cold_boot" => {}
-        // The machine is ended before the name goes.
-        (None, Some(_)) if matches!(touched, Some(Action::Destroy { .. })) && boot == "cold_boot" => {}
         (None, Some(then)) if loss.spares_machines() || (sandbox.asleep && touched.is_none()) => {
             lose(format!("memory of {then} is lost"));
         }
