@@ -5,8 +5,8 @@
 use std::collections::BTreeSet;
 use std::thread;
 
-use serde_json::{Value, json};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 use testkit::{Faults, TestHost};
 
 const BHATTI: &str = env!("CARGO_BIN_EXE_bhatti");
@@ -311,7 +311,10 @@ fn a_machine_whose_sandbox_was_being_destroyed_is_ended_at_the_next_start() {
 fn a_copy_whose_daemon_dies_before_it_has_its_memory_boots_and_says_why() {
     let mut host = TestHost::start(BHATTI);
     host.ok(&["create", "--name", "source"]);
-    host.sh("source", "echo kept > ~/kept; sync; head -c 64M /dev/urandom > /dev/shm/much; echo here > /dev/shm/nonce");
+    host.sh(
+        "source",
+        "echo kept > ~/kept; sync; head -c 64M /dev/urandom > /dev/shm/much; echo here > /dev/shm/nonce",
+    );
     let source = host.vmm_pids();
     let sandboxes = host.data_dir().join("sandboxes");
     let why = "before it had loaded its memory";
@@ -324,7 +327,9 @@ fn a_copy_whose_daemon_dies_before_it_has_its_memory_boots_and_says_why() {
             let machine = loop {
                 let new = host.vmm_pids().into_iter().find(|pid| !source.contains(pid));
                 let sockets = std::fs::read_dir(&sandboxes).unwrap().flatten();
-                if let (Some(new), 2) = (new, sockets.filter(|dir| dir.path().join("qmp.sock").exists()).count()) {
+                if let (Some(new), 2) =
+                    (new, sockets.filter(|dir| dir.path().join("qmp.sock").exists()).count())
+                {
                     break Pid::from_raw(new).unwrap();
                 }
                 assert!(!forking.is_finished(), "the fork ended before its machine was seen");
@@ -343,7 +348,10 @@ fn a_copy_whose_daemon_dies_before_it_has_its_memory_boots_and_says_why() {
             assert_eq!(started.code, 0, "{}", started.stderr);
             assert_eq!(started.stderr.contains(why), booted, "{}", started.stderr);
             assert_eq!(host.sh(&name, "cat ~/kept"), "kept");
-            assert_eq!(host.sh(&name, "test -e /dev/shm/nonce && echo memory || echo none") == "none", booted);
+            assert_eq!(
+                host.sh(&name, "test -e /dev/shm/nonce && echo memory || echo none") == "none",
+                booted
+            );
             host.ok(&["destroy", &name]);
         }
         assert_eq!(nonce(&host, "source"), "here");

@@ -98,9 +98,9 @@ impl Lock {
             || "somebody else works on the backups of this volume".to_owned(),
             |body| format!("since {} a {} of this volume is under way", body.since, body.doing),
         );
-        Err(Error::new(ErrorKind::Busy, doing, shelf.volume.as_str())
-            .because(since)
-            .hint_to("try again when it is done; one that another host cut short is forgotten after ten minutes"))
+        Err(Error::new(ErrorKind::Busy, doing, shelf.volume.as_str()).because(since).hint_to(
+            "try again when it is done; one that another host cut short is forgotten after ten minutes",
+        ))
     }
 
     fn held(shelf: &Shelf, body: Body, working: Working) -> Self {
