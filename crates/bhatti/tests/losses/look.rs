@@ -183,7 +183,11 @@ fn guest(
     }
     let seen = parse(&looked.text());
     let boot = host.json(&["inspect", name])["boot"].as_str().unwrap_or_default().to_owned();
-    let touched = under_way.filter(|action| action.on() == Some(name) || action.makes() == Some(name));
+    // A backup wakes who has the volume.
+    let touches = |action: &&Action| {
+        action.on() == Some(name) || action.makes() == Some(name) || matches!(action, Action::Backup)
+    };
+    let touched = under_way.filter(touches);
     let made = touched.is_some_and(|action| action.makes() == Some(name));
     let writing = match touched {
         Some(Action::Write { number, .. }) => Some(*number),

@@ -136,6 +136,8 @@ fn acknowledged(line: &mut Line, action: Action, said: &[u8]) {
             let backup: serde_json::Value = serde_json::from_slice(said).expect("JSON");
             let id = backup["id"].as_str().expect("an id").to_owned();
             line.backups.insert(id, line.volume.clone().expect("a volume"));
+            // Who has the volume was woken for it.
+            line.sandboxes.values_mut().for_each(|sandbox| sandbox.asleep = false);
         }
         Action::Forget { snapshot } => {
             line.snapshots.remove(&snapshot);
