@@ -5,7 +5,6 @@
 use std::collections::BTreeSet;
 use std::thread;
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use testkit::{Faults, TestHost};
 
@@ -305,57 +304,4 @@ fn a_machine_whose_sandbox_was_being_destroyed_is_ended_at_the_next_start() {
     assert_eq!(host.json(&["list"]), json!([]));
     host.ok(&["create", "--name", "leaving", "--volume", "data:/data"]);
     assert_eq!(host.sh("leaving", "cat /data/kept"), "kept");
-}
-
-#[test]
-fn a_copy_whose_daemon_dies_before_it_has_its_memory_boots_and_says_why() {
-    let mut host = TestHost::start(BHATTI);
-    host.ok(&["create", "--name", "source"]);
-    host.sh(
-        "source",
-        "echo kept > ~/kept; sync; head -c 64M /dev/urandom > /dev/shm/much; echo here > /dev/shm/nonce",
-    );
-    let source = host.vmm_pids();
-    let sandboxes = host.data_dir().join("sandboxes");
-    let why = "before it had loaded its memory";
-    // The VMM of the copy is stopped as soon as it answers; it may have its memory by then, and there is another try.
-    let hit = (0..30).any(|number| {
-        let name = format!("copy-{number}");
-        let stopped = thread::scope(|scope| {
-            let (host, name) = (&host, &name);
-            let forking = scope.spawn(move || host.run(&["fork", "source", "--name", name]));
-            let machine = loop {
-                let new = host.vmm_pids().into_iter().find(|pid| !source.contains(pid));
-                let sockets = std::fs::read_dir(&sandboxes).unwrap().flatten();
-                if let (Some(new), 2) =
-                    (new, sockets.filter(|dir| dir.path().join("qmp.sock").exists()).count())
-                {
-                    break Pid::from_raw(new).unwrap();
-                }
-                assert!(!forking.is_finished(), "the fork ended before its machine was seen");
-            };
-            kill_process(machine, Signal::STOP).unwrap();
-            host.strike_daemon();
-            machine
-        });
-        host.kill_daemon();
-        kill_process(stopped, Signal::CONT).unwrap();
-        host.start_daemon();
-        let log = std::fs::read_to_string(host.data_dir().join("serve.log")).unwrap();
-        let booted = log.contains(why);
-        if host.run(&["inspect", &name]).code == 0 {
-            let started = host.run(&["start", &name]);
-            assert_eq!(started.code, 0, "{}", started.stderr);
-            assert_eq!(started.stderr.contains(why), booted, "{}", started.stderr);
-            assert_eq!(host.sh(&name, "cat ~/kept"), "kept");
-            assert_eq!(
-                host.sh(&name, "test -e /dev/shm/nonce && echo memory || echo none") == "none",
-                booted
-            );
-            host.ok(&["destroy", &name]);
-        }
-        assert_eq!(nonce(&host, "source"), "here");
-        booted
-    });
-    assert!(hit, "no daemon died in time");
 }
