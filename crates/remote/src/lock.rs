@@ -9,7 +9,7 @@
 //! process holds were left by a daemon that died, by a power cut that undid the removal, or by a removal that failed, and
 //! are taken over at once.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ struct Body {
 }
 
 /// The holders that work in this process.
-static WORKING: Mutex<Option<HashSet<Nonce>>> = Mutex::new(None);
+static WORKING: Mutex<BTreeSet<Nonce>> = Mutex::new(BTreeSet::new());
 
 /// A holder that works, for as long as this lives.
 struct Working(Nonce);
@@ -46,24 +46,22 @@ struct Working(Nonce);
 impl Working {
     fn new() -> Self {
         let holder = Nonce::random();
-        Self::all().get_or_insert_default().insert(holder.clone());
+        Self::all().insert(holder.clone());
         Self(holder)
     }
 
-    fn all() -> MutexGuard<'static, Option<HashSet<Nonce>>> {
+    fn all() -> MutexGuard<'static, BTreeSet<Nonce>> {
         WORKING.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is(holder: &Nonce) -> bool {
-        Self::all().as_ref().is_some_and(|all| all.contains(holder))
+        Self::all().contains(holder)
     }
 }
 
 impl Drop for Working {
     fn drop(&mut self) {
-        if let Some(all) = Self::all().as_mut() {
-            all.remove(&self.0);
-        }
+        Self::all().remove(&self.0);
     }
 }
 

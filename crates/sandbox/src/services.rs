@@ -28,7 +28,7 @@ use crate::standby::Standbys;
 use crate::thermal::ThermalConfig;
 
 /// The setting that tells one data directory from others where they share a store.
-const HOST_NAME: &str = "host_name";
+const DATA_DIR_ID: &str = "data_dir_id";
 
 /// How a host is to be run.
 #[derive(Debug, Clone)]
@@ -303,19 +303,19 @@ impl Services {
             Some(url) => BackupStore::Url(url.clone()),
             None => BackupStore::Directory(self.store.backups_dir()),
         };
-        let open = async || open_store(place, self.host_name()?).await;
+        let open = async || open_store(place, self.data_dir_id()?).await;
         self.backups.get_or_try_init(open).await.cloned()
     }
 
     /// What this data directory is called in stores that several hosts may use, made at the first call.
-    pub(crate) fn host_name(&self) -> Result<Nonce> {
+    pub(crate) fn data_dir_id(&self) -> Result<Nonce> {
         let mut index = self.index();
         // One that cannot be read is of no use to anybody.
-        if let Some(name) = index.get_setting(HOST_NAME)?.and_then(|name| name.parse().ok()) {
+        if let Some(name) = index.get_setting(DATA_DIR_ID)?.and_then(|name| name.parse().ok()) {
             return Ok(name);
         }
         let name = Nonce::random();
-        index.set_setting(HOST_NAME, name.as_str())?;
+        index.set_setting(DATA_DIR_ID, name.as_str())?;
         Ok(name)
     }
 

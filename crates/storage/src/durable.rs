@@ -11,7 +11,7 @@
 //! | `<name>.new` | a commit that did not happen | removed; `<name>` is still the old one |
 //! | `.new-<name>`, nobody holds its lock | something that never came to be | removed |
 //! | `.new-<name>`, locked | another process is making it, or its VMM runs | left alone |
-//! | `.gone-<name>` | something that was already reported as removed | removed |
+//! | `.gone-<name>` | something that is gone, whether or not anybody was told | removed; a sandbox's VMM is ended before |
 //!
 //! A stop commits three files as one. 1. `mem.snap`, `vm.snap` and `manifest.json.new` are written; the first two may
 //! have their names at once, since a manifest that says `running` or `off` names neither. 2. fsync of all three and of
