@@ -9,12 +9,26 @@ use testkit::{TestHost, seed};
 
 const BHATTI: &str = env!("CARGO_BIN_EXE_bhatti");
 
-#[test]
-fn nothing_is_lost_in_three_hundred_power_cuts() {
+fn cut_the_power_a_hundred_times(kind: &str) {
     let seed = seed("BHATTI_LOSS_SEED");
-    let mut host = TestHost::on_cuttable_disk(BHATTI);
+    let mut host = TestHost::on_cuttable_disk(BHATTI, Some(kind));
     println!("on {}", host.cut_kind());
-    suffer(&mut host, &[Loss::Power; 300], seed);
+    suffer(&mut host, &[Loss::Power; 100], seed);
+}
+
+#[test]
+fn nothing_is_lost_in_a_hundred_power_cuts_on_ext4() {
+    cut_the_power_a_hundred_times("ext4");
+}
+
+#[test]
+fn nothing_is_lost_in_a_hundred_power_cuts_on_btrfs() {
+    cut_the_power_a_hundred_times("btrfs");
+}
+
+#[test]
+fn nothing_is_lost_in_a_hundred_power_cuts_on_xfs() {
+    cut_the_power_a_hundred_times("xfs");
 }
 
 #[test]

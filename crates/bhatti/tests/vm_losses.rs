@@ -13,7 +13,7 @@ const BHATTI: &str = env!("CARGO_BIN_EXE_bhatti");
 #[test]
 fn nothing_is_lost_when_the_power_is_cut() {
     let seed = seed("BHATTI_LOSS_SEED");
-    let mut host = TestHost::on_cuttable_disk(BHATTI);
+    let mut host = TestHost::on_cuttable_disk(BHATTI, None);
     println!("on {}", host.cut_kind());
     suffer(&mut host, &[Loss::Power; 7], seed);
 }

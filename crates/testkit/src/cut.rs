@@ -57,9 +57,9 @@ fn kind_of(dir: &Path) -> String {
 }
 
 impl CutFs {
-    /// In a file below `root`: of the kind that `root` is on, or that `BHATTI_CUT_FS` names.
-    pub(crate) fn below(root: &Path) -> Self {
-        let kind = std::env::var("BHATTI_CUT_FS").unwrap_or_else(|_| kind_of(root));
+    /// In a file below `root`: of the `kind` that is said, else of the one that `root` is on.
+    pub(crate) fn below(root: &Path, kind: Option<&str>) -> Self {
+        let kind = kind.map_or_else(|| kind_of(root), ToOwned::to_owned);
         let dir = tempfile::Builder::new().prefix("bhatti-cut-").tempdir_in(root).expect("a directory");
         let file = dir.path().join("file");
         let made = Self { kind, around: dir.path().join("around"), mount: dir.path().join("fs"), _dir: dir };

@@ -135,11 +135,12 @@ impl TestHost {
         host
     }
 
-    /// A host that was set up, on a disk whose power can be cut, with a daemon that answers. Needs root.
+    /// A host that was set up, on a disk whose power can be cut, with a daemon that answers: of the `kind` of filesystem
+    /// (`ext4`, `btrfs`, `xfs`) that is said, else of the one the test's directory is on. Needs root.
     #[must_use]
-    pub fn on_cuttable_disk(program: &str) -> Self {
+    pub fn on_cuttable_disk(program: &str, kind: Option<&str>) -> Self {
         let base = std::env::var_os("BHATTI_TEST_DATA").map(PathBuf::from).expect("BHATTI_TEST_DATA");
-        let cut = CutFs::below(&test_root());
+        let cut = CutFs::below(&test_root(), kind);
         let dir =
             tempfile::Builder::new().prefix("bhatti-test-").tempdir_in(cut.path()).expect("a directory");
         copy_prepared(&base, dir.path());
