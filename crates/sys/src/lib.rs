@@ -8,6 +8,7 @@ pub mod host_btrfs;
 pub mod host_buffer;
 pub mod host_confine;
 pub mod host_fiemap;
+pub mod host_heap;
 pub mod host_image_lock;
 mod host_landlock;
 pub mod host_mounts;
