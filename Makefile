@@ -11,7 +11,7 @@ help:
 	@echo 'make demo      prepare this host, then create, run, sleep and wake a sandbox'
 	@echo 'make test      all tests, on ext4, btrfs and xfs (needs root; NO_ROOT=1 for the rest)'
 	@echo 'make check     the house rules: format, lints, docs, crate graph, sizes'
-	@echo 'make bench     the measured tables'
+	@echo 'make bench     the measured tables, into docs/performance.md'
 	@echo 'make install   into PREFIX ($(PREFIX))'
 	@echo 'make deb       a Debian package, in target/debian'
 	@echo 'make clean     everything built; data directories stay'
@@ -35,7 +35,10 @@ bench:
 	@scripts/host-deps.sh --bench
 	@$(MAKE) --no-print-directory build
 	@target/release/bhatti setup --data-dir target/bench-data
+	@rm -rf target/bench
 	@target/release/bhatti bench --data-dir target/bench-data --suite all --out target/bench
+	@rm -rf docs/plots && mkdir docs/plots
+	@cp target/bench/plots/*.svg docs/plots/ && cp target/bench/performance.md docs/performance.md
 
 # The program, its manual pages, completions for three shells, and a unit that is not enabled.
 install: build

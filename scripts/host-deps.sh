@@ -48,7 +48,10 @@ if [ "${1:-}" = --tests ]; then
 fi
 
 if [ "${1:-}" = --bench ]; then
+    wanted+=("mkfs.btrfs btrfs-progs" "compsize btrfs-compsize" "mkfs.xfs xfsprogs")
     wanted+=("fincore util-linux-extra" "docker-registry docker-registry" "skopeo skopeo" "rsvg-convert librsvg2-bin")
+    # What libvirt's `managedsave` takes; its daemons are not used.
+    wanted+=("virsh libvirt-clients" "/etc/libvirt/qemu.conf libvirt-daemon-system")
 fi
 
 there() { case "$1" in /*) [ -e "$1" ] ;; *) command -v "$1" > /dev/null ;; esac; }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::Options;
 use crate::error::{During as _, Error, Result};
 use crate::sample::Sample;
-use crate::table::{Report, Table};
+use crate::table::{Report, Section, Table};
 
 /// What must be the same, or figures say nothing about each other.
 const SAME: [&str; 4] = ["host", "kernel", "vmm", "filesystem"];
@@ -17,9 +17,9 @@ fn earlier(options: &Options) -> Result<Option<Value>> {
     serde_json::from_slice(&text).during(&during).map(Some)
 }
 
-/// Refuses to go on when the earlier run was taken elsewhere.
-pub(crate) fn same_host(options: &Options, report: &Report) -> Result<()> {
-    earlier(options)?.map_or(Ok(()), |then| same(&then, &report.host))
+/// Refuses to go on when the earlier run was taken elsewhere than this one, on `host`.
+pub(crate) fn same_host(options: &Options, host: &[(String, String)]) -> Result<()> {
+    earlier(options)?.map_or(Ok(()), |then| same(&then, host))
 }
 
 fn same(then: &Value, now: &[(String, String)]) -> Result<()> {
@@ -42,8 +42,9 @@ fn same(then: &Value, now: &[(String, String)]) -> Result<()> {
 pub(crate) fn with_earlier(options: &Options, report: &mut Report) -> Result<()> {
     let Some(then) = earlier(options)? else { return Ok(()) };
     let mut lines = Vec::new();
-    for row in &report.rows {
-        let mut rows = then["rows"].as_array().into_iter().flatten();
+    for row in report.rows() {
+        let sections = then["sections"].as_array().into_iter().flatten();
+        let mut rows = sections.flat_map(|section| section["rows"].as_array()).flatten();
         let Some(was) =
             rows.find(|was| was["step"] == row.step.as_str() && was["reference"] == row.reference.as_str())
         else {
@@ -56,20 +57,15 @@ pub(crate) fn with_earlier(options: &Options, report: &mut Report) -> Result<()>
             lines.push(vec![row.step.clone(), word(was), word(is), format!("{:.2}x", is / was)]);
         }
     }
-    report.tables.push(Table {
-        title: format!(
-            "Against the run of {}",
-            then["host"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .find(|line| line[0] == "when")
-                .and_then(|line| line[1].as_str())
-                .unwrap_or("an unknown time")
-        ),
+    let mut when = then["host"].as_array().into_iter().flatten();
+    let when = when.find(|line| line[0] == "when").and_then(|line| line[1].as_str());
+    let table = Table {
+        title: format!("Now, and in the run of {}", when.unwrap_or("an unknown time")),
         head: ["step", "then", "now", "now over then"].map(str::to_owned).to_vec(),
         lines,
-    });
+    };
+    let title = "Against an earlier run".to_owned();
+    report.sections.push(Section { title, tables: vec![table], ..Section::default() });
     Ok(())
 }
 

@@ -136,12 +136,14 @@ impl Daemon {
         self.remove(&format!("/sandboxes/{sandbox}"))
     }
 
-    /// Destroys every sandbox and every snapshot.
+    /// Destroys every sandbox and every snapshot, of all users.
     pub(crate) fn clear(&self) -> Result<()> {
         for (what, key) in [("/sandboxes", "id"), ("/snapshots", "name")] {
             let all = self.get(what)?;
-            for one in all.as_array().into_iter().flatten().filter_map(|one| one[key].as_str()) {
-                self.remove(&format!("{what}/{one}"))?;
+            for one in all.as_array().into_iter().flatten() {
+                let Some(name) = one[key].as_str() else { continue };
+                let owner = one["owner"].as_str().map(|owner| format!("?owner={owner}"));
+                self.remove(&format!("{what}/{name}{}", owner.unwrap_or_default()))?;
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! Clones, snapshots, forks, and where the bytes are: the same measurements on one filesystem after the other.
 
 mod accounts;
+mod artefacts;
 mod backups;
 mod clones;
 mod cold;
@@ -23,7 +24,7 @@ use crate::pages::Pages;
 use crate::place::{Filesystem, Mounted, device_of};
 use crate::progress::Progress;
 use crate::sample::Sample;
-use crate::table::{Report, Row, Target};
+use crate::table::{Row, Section, Table, Target};
 use crate::{Options, data};
 
 /// What one part of the suite has found.
@@ -44,6 +45,45 @@ struct Across {
     image_mib: Vec<(String, f64)>,
     /// MiB on the disk of a cold sandbox, by filesystem.
     cold_mib: Vec<(String, f64)>,
+    /// Lines of the table of clones.
+    clones: Vec<Vec<String>>,
+    /// Lines of the table of what lies on the disk.
+    artefacts: Vec<Vec<String>>,
+}
+
+impl Across {
+    /// The tables that set the filesystems beside each other.
+    fn tables(self, rows: &[Row]) -> Vec<Table> {
+        let table = |title: &str, head: &[&str], lines| Table {
+            title: title.to_owned(),
+            head: head.iter().map(|&word| word.to_owned()).collect(),
+            lines,
+        };
+        let tables = [
+            table("What a clone is, by filesystem", &clones::HEAD, self.clones),
+            table("What lies on the disk", &artefacts::HEAD, self.artefacts),
+            point_by_point(rows),
+        ];
+        tables.into_iter().filter(|table| !table.lines.is_empty()).collect()
+    }
+}
+
+/// The medians of all rows that several filesystems have, side by side.
+fn point_by_point(rows: &[Row]) -> Table {
+    const KINDS: [&str; 3] = ["ext4", "btrfs", "xfs"];
+    let mut lines: Vec<Vec<String>> = Vec::new();
+    for row in rows.iter().filter(|row| row.missing.is_none()) {
+        let Some((step, kind)) = row.step.rsplit_once(", ") else { continue };
+        let Some(at) = KINDS.iter().position(|&known| known == kind) else { continue };
+        let place = lines.iter().position(|line| line[0] == step).unwrap_or_else(|| {
+            lines.push(vec![step.to_owned(), String::new(), String::new(), String::new()]);
+            lines.len() - 1
+        });
+        lines[place][at + 1] = row.median();
+    }
+    lines.retain(|line| line[1..].iter().filter(|cell| !cell.is_empty()).count() > 1);
+    let head = std::iter::once("step").chain(KINDS).map(str::to_owned).collect();
+    Table { title: "Point by point, medians".to_owned(), head, lines }
 }
 
 /// One filesystem with a daemon on it.
@@ -68,14 +108,15 @@ pub(crate) fn measure(
     options: &Options,
     progress: Progress<'_>,
     all: bool,
-    report: &mut Report,
-) -> Result<()> {
+    host: &mut Vec<(String, String)>,
+) -> Result<Section> {
+    let mut section = Section::default();
     let root = rustix::process::geteuid().is_root();
     let kinds = match options.on.as_slice() {
         [] if root => vec![Filesystem::Ext4, Filesystem::Btrfs, Filesystem::Xfs],
         [] => {
             let why = "only root can mount them; here is the filesystem of the data directory";
-            report.rows.push(Row::missing("storage on ext4, btrfs and xfs", why));
+            section.rows.push(Row::missing("storage on ext4, btrfs and xfs", why));
             vec![Filesystem::Here]
         }
         on => on.to_vec(),
@@ -83,9 +124,12 @@ pub(crate) fn measure(
     let mut across = Across { only_snapshots: !all, ..Across::default() };
     if root {
         // Nobody else sees what is mounted, and what is left of it goes with this thread and its children.
-        return image::with_mounts_of_own(|| on_each(&kinds, options, progress, &mut across, report));
+        image::with_mounts_of_own(|| on_each(&kinds, options, progress, &mut across, host, &mut section))?;
+    } else {
+        on_each(&kinds, options, progress, &mut across, host, &mut section)?;
     }
-    on_each(&kinds, options, progress, &mut across, report)
+    section.tables.splice(..0, across.tables(&section.rows));
+    Ok(section)
 }
 
 fn on_each(
@@ -93,26 +137,27 @@ fn on_each(
     options: &Options,
     progress: Progress<'_>,
     across: &mut Across,
-    report: &mut Report,
+    host: &mut Vec<(String, String)>,
+    section: &mut Section,
 ) -> Result<()> {
     for &kind in kinds {
-        match on_one(kind, options, progress, across, report) {
+        match on_one(kind, options, progress, across, host, section) {
             Err(error) if error.is_interrupted() => return Err(error),
-            Err(error) => report.rows.push(Row::missing(format!("everything on {}", kind.name()), error)),
+            Err(error) => section.rows.push(Row::missing(format!("everything on {}", kind.name()), error)),
             Ok(()) => {}
         }
     }
-    let unlike = |step: &str, figures: &[(String, f64)], report: &mut Report| {
+    let unlike = |step: &str, figures: &[(String, f64)], section: &mut Section| {
         let by_size = |a: &&(String, f64), b: &&(String, f64)| a.1.total_cmp(&b.1);
         let (most, least) = (figures.iter().max_by(by_size), figures.iter().min_by(by_size));
         let (Some(most), Some(least), true) = (most, least, figures.len() > 1) else { return };
         let alone = |figure: f64| Sample { values: vec![figure] };
         let row = Row::new(format!("{step}: {}, the most", most.0), "MiB", alone(most.1));
         let row = row.against(format!("{}, the least", least.0), alone(least.1));
-        report.rows.push(row.target(Target::AtMostTimes(1.2)));
+        section.rows.push(row.target(Target::AtMostTimes(1.2)));
     };
-    unlike("bytes of a cold sandbox with 1 MiB of its own", &across.cold_mib, report);
-    unlike("bytes of one memory image", &across.image_mib, report);
+    unlike("bytes of a cold sandbox with 1 MiB of its own", &across.cold_mib, section);
+    unlike("bytes of one memory image", &across.image_mib, section);
     Ok(())
 }
 
@@ -121,7 +166,8 @@ fn on_one(
     options: &Options,
     progress: Progress<'_>,
     across: &mut Across,
-    report: &mut Report,
+    host: &mut Vec<(String, String)>,
+    section: &mut Section,
 ) -> Result<()> {
     progress.step(&format!("{}: preparing it", kind.name()))?;
     // The daemon goes before the filesystem that it is on: in reverse order of these.
@@ -139,16 +185,17 @@ fn on_one(
     };
     let daemon = Daemon::start(options, dir, progress)?;
     let bed = Bed::new(options, progress, daemon, device)?;
-    if report.host.is_empty() {
-        report.host = bed.daemon.describe()?;
-        crate::compare::same_host(options, report)?;
+    if host.is_empty() {
+        *host = bed.daemon.describe()?;
+        crate::compare::same_host(options, host)?;
     }
     type Part = fn(&Bed<'_>, &mut Across) -> Result<Found>;
     let snapshots: [(&str, Part); 3] =
         [("named snapshots", pause::measure), ("fork", fork::measure), ("resumes", resumes::measure)];
-    let rest: [(&str, Part); 7] = [
+    let rest: [(&str, Part); 8] = [
         ("clones", clones::measure),
         ("cold sandboxes", cold::measure),
+        ("artefacts", artefacts::measure),
         ("much private memory", much_memory::measure),
         ("memory images", memory::measure),
         ("backups of volumes", backups::measure),
@@ -160,19 +207,19 @@ fn on_one(
         progress.step(&format!("{}: {what}", bed.fs))?;
         match part(&bed, across) {
             Ok(found) => {
-                report.rows.extend(found.rows);
-                report.notes.extend(found.notes.into_iter().map(|note| format!("{}: {note}", bed.fs)));
+                section.rows.extend(found.rows);
+                section.notes.extend(found.notes.into_iter().map(|note| format!("{}: {note}", bed.fs)));
             }
             Err(error) if error.is_interrupted() => return Err(error),
-            Err(error) => report.rows.push(Row::missing(format!("{what}, {}", bed.fs), error)),
+            Err(error) => section.rows.push(Row::missing(format!("{what}, {}", bed.fs), error)),
         }
         bed.daemon.clear()?;
     }
-    if report.tables.is_empty()
+    if section.tables.is_empty()
         && let Some(pages) = &across.pages
     {
         progress.step("compression levels")?;
-        report.tables.push(memory::levels(&bed, pages)?);
+        section.tables.push(memory::levels(&bed, pages)?);
     }
     Ok(())
 }

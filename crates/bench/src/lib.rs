@@ -11,6 +11,7 @@ mod error;
 mod exec;
 mod filesystem;
 mod images;
+mod libvirt;
 mod life;
 mod pages;
 mod phases;
@@ -27,12 +28,13 @@ mod wake;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 pub use error::{Error, Result};
 pub use place::Filesystem;
 pub use plot::write_all as write_plots;
 pub use sample::Sample;
-pub use table::{Report, Row, Table, Target};
+pub use table::{Report, Row, Section, Table, Target};
 
 use daemon::Daemon;
 use progress::Progress;
@@ -54,6 +56,8 @@ pub struct Options {
     pub on: Vec<Filesystem>,
     /// `performance.json` of an earlier run on this host, which this one is compared with.
     pub against: Option<PathBuf>,
+    /// The command that asked for it, for the report.
+    pub command: String,
     /// Once it is true the bench ends with an error, after it has removed what it made.
     pub cancel: Arc<AtomicBool>,
 }
@@ -79,54 +83,85 @@ pub enum Suite {
     Images,
 }
 
+impl Suite {
+    /// Its name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Life => "create",
+            Self::Exec => "exec",
+            Self::Wake => "wake",
+            Self::Density => "density",
+            Self::Snapshot => "snapshot",
+            Self::Storage => "storage",
+            Self::Scaling => "scaling",
+            Self::Images => "images",
+        }
+    }
+
+    /// What stands above its figures, and what is said of them.
+    const fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Life => ("Create, stop and wake", include_str!("about/create.txt")),
+            Self::Exec => ("Commands", include_str!("about/exec.txt")),
+            Self::Wake => ("Wakes", include_str!("about/wake.txt")),
+            Self::Density => ("Density", include_str!("about/density.txt")),
+            Self::Snapshot => ("Named snapshots, forks and resumes", ""),
+            Self::Storage => ("Storage", include_str!("about/storage.txt")),
+            Self::Scaling => ("Scaling laws", include_str!("about/scaling.txt")),
+            Self::Images => ("Images", include_str!("about/images.txt")),
+        }
+    }
+}
+
 /// Runs the suites; `tell` is told each step before it begins.
 ///
 /// # Errors
 /// When the host is not set up, or anything that is measured fails: there are no figures of failed runs. Of the suite
 /// `storage` what fails is told in its row.
 pub fn run(options: &Options, tell: &(dyn Fn(&str) + Sync)) -> Result<Report> {
+    let began = Instant::now();
     let progress = Progress { tell, cancel: &options.cancel };
+    let mut host = Vec::new();
+    let mut sections = Vec::new();
+    let on_several = |suite: Suite| matches!(suite, Suite::Storage | Suite::Snapshot);
+    // One daemon for all that need no filesystem of their own.
+    let mut daemon = None;
+    for &suite in &options.suites {
+        let mut section = if on_several(suite) {
+            filesystem::measure(options, progress, suite == Suite::Storage, &mut host)?
+        } else {
+            let daemon = match &daemon {
+                Some(daemon) => daemon,
+                None => daemon.insert(Daemon::start(options, data::linked(options)?, progress)?),
+            };
+            if host.is_empty() {
+                host = daemon.describe()?;
+                compare::same_host(options, &host)?;
+            }
+            let only = |rows| Section { rows, ..Section::default() };
+            match suite {
+                Suite::Life => life::measure(daemon, options, progress)?,
+                Suite::Wake => wake::measure(daemon, options, progress)?,
+                Suite::Exec => only(exec::measure(daemon, options, progress)?),
+                Suite::Density => only(density::measure(daemon, options, progress)?),
+                Suite::Scaling => scaling::measure(daemon, options, progress)?,
+                Suite::Images => only(images::measure(daemon, options, progress)?),
+                Suite::Snapshot | Suite::Storage => Section::default(),
+            }
+        };
+        section.figures.extend(plot::distributions(suite.name(), &section));
+        let (title, about) = suite.words();
+        sections.push(Section { title: title.to_owned(), about, ..section });
+    }
+    drop(daemon);
     let mut report = Report {
-        host: Vec::new(),
+        command: options.command.clone(),
+        host,
         runs: options.runs,
-        rows: Vec::new(),
-        tables: Vec::new(),
-        figures: Vec::new(),
-        notes: Vec::new(),
+        took_s: began.elapsed().as_secs_f64(),
+        sections,
     };
-    let (on_several, on_one): (Vec<Suite>, Vec<Suite>) =
-        options.suites.iter().partition(|suite| matches!(suite, Suite::Storage | Suite::Snapshot));
-    if !on_one.is_empty() {
-        let daemon = Daemon::start(options, data::linked(options)?, progress)?;
-        report.host = daemon.describe()?;
-        compare::same_host(options, &report)?;
-        for suite in on_one {
-            report.rows.extend(match suite {
-                Suite::Life => life::measure(&daemon, options, progress)?,
-                Suite::Wake => {
-                    let wake::Found { rows, notes, bars } = wake::measure(&daemon, options, progress)?;
-                    report.notes.extend(notes);
-                    report.figures.push(phases::figure(bars));
-                    rows
-                }
-                Suite::Exec => exec::measure(&daemon, options, progress)?,
-                Suite::Density => density::measure(&daemon, options, progress)?,
-                Suite::Scaling => {
-                    let (figures, rows) = scaling::measure(&daemon, options, progress)?;
-                    report.tables.extend(figures.iter().filter_map(Table::of_curves));
-                    report.figures.extend(figures);
-                    rows
-                }
-                Suite::Images => images::measure(&daemon, options, progress)?,
-                Suite::Snapshot | Suite::Storage => Vec::new(),
-            });
-        }
-    }
-    if !on_several.is_empty() {
-        let all = on_several.contains(&Suite::Storage);
-        filesystem::measure(options, progress, all, &mut report)?;
-    }
-    report.figures.extend(plot::distributions(&report));
     compare::with_earlier(options, &mut report)?;
     Ok(report)
 }

@@ -1,4 +1,5 @@
-//! Create, stop and wake, in turn with a cold boot and QEMU's own migration to and from a file.
+//! Create, stop and wake, in turn with a cold boot, QEMU's own migration to and from a file, its snapshots inside a disk,
+//! and libvirt's managed save.
 
 use std::time::Instant;
 
@@ -7,10 +8,11 @@ use serde_json::json;
 use crate::daemon::Daemon;
 use crate::data;
 use crate::error::Result;
+use crate::libvirt::Libvirt;
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::sample::{Sample, mib, ms};
-use crate::table::{Row, Target};
+use crate::table::{Row, Section, Target};
 use crate::{Error, Options};
 
 #[derive(Default)]
@@ -29,12 +31,22 @@ struct Theirs {
     save_uncapped: Sample,
     saved: Sample,
     load: Sample,
+    savevm: Sample,
+    loadvm: Sample,
 }
 
-pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Vec<Row>> {
+#[derive(Default)]
+struct Virsh {
+    save: Sample,
+    saved: Sample,
+    load: Sample,
+}
+
+pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Section> {
     let (mut ours, mut theirs) = (Ours::default(), Theirs::default());
     let reference = Reference::new(daemon.data_dir())?;
     let ahead = Daemon::start_with(options, data::linked(options)?, &["--spare-vmms", "1"], progress)?;
+    let (mut virsh, mut managed) = (Libvirt::start(daemon.data_dir()), Virsh::default());
     for run in 1..=options.runs {
         progress.step(&format!("create, stop, wake: run {run} of {}", options.runs))?;
         let name = format!("life-{run}");
@@ -70,24 +82,50 @@ pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>
         theirs.save_uncapped.push(ms(life.save_uncapped));
         theirs.saved.push(mib(life.saved_bytes));
         theirs.load.push(ms(life.load));
+        theirs.savevm.push(ms(life.savevm));
+        theirs.loadvm.push(ms(life.loadvm));
+
+        match virsh.as_mut().map(|virsh| virsh.live(&reference)) {
+            Ok(Ok(life)) => {
+                managed.save.push(ms(life.save));
+                managed.saved.push(mib(life.saved_bytes));
+                managed.load.push(ms(life.load));
+            }
+            Ok(Err(error)) => virsh = Err(error),
+            Err(_told_later) => {}
+        }
     }
-    Ok(vec![
+    let mut rows = vec![
         Row::new("create to first exec", "ms", ours.create)
             .against("cold boot to first exec", theirs.boot)
             .target(Target::TimesBetter(8.0)),
         Row::new("stop, idle 512 MiB", "ms", ours.stop.clone())
             .against("QEMU migrate to file", theirs.save)
             .target(Target::TimesBetter(15.0)),
-        Row::new("stop, idle 512 MiB", "ms", ours.stop)
+        Row::new("stop, idle 512 MiB", "ms", ours.stop.clone())
             .against("the same, bandwidth uncapped", theirs.save_uncapped),
-        Row::new("bytes of that stop", "MiB", ours.stored)
+        Row::new("stop, idle 512 MiB", "ms", ours.stop.clone())
+            .against("QEMU savevm into the disk", theirs.savevm),
+        Row::new("bytes of that stop", "MiB", ours.stored.clone())
             .against("QEMU migrate to file", theirs.saved)
             .target(Target::TimesBetter(30.0)),
-        Row::new("wake to first exec", "ms", ours.wake)
+        Row::new("wake to first exec", "ms", ours.wake.clone())
             .against("QEMU load to first exec", theirs.load.clone())
             .target(Target::TimesBetter(1.8)),
         Row::new("the same, VMM started ahead", "ms", ours.ahead)
             .against("QEMU load to first exec", theirs.load)
             .target(Target::TimesBetter(1.8)),
-    ])
+        Row::new("wake to first exec", "ms", ours.wake.clone())
+            .against("QEMU loadvm to first exec", theirs.loadvm),
+    ];
+    match virsh {
+        Ok(_) => rows.extend([
+            Row::new("stop, idle 512 MiB", "ms", ours.stop).against("virsh managedsave", managed.save),
+            Row::new("bytes of that stop", "MiB", ours.stored).against("virsh managedsave", managed.saved),
+            Row::new("wake to first exec", "ms", ours.wake)
+                .against("virsh start to first exec", managed.load),
+        ]),
+        Err(error) => rows.push(Row::missing("beside virsh managedsave and start", error)),
+    }
+    Ok(Section { rows, ..Section::default() })
 }

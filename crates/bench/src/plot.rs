@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::error::{During as _, Result};
 use crate::place::run;
 use crate::sample::Sample;
-use crate::table::Report;
+use crate::table::{Report, Section};
 
 /// Okabe and Ito's colours, without yellow, which is too light on white.
 const COLOURS: [&str; 7] = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"];
@@ -97,10 +97,10 @@ pub struct Strip {
 /// Fewer figures are no distribution.
 const DISTRIBUTION: usize = 3;
 
-/// The distributions behind a report's rows, a picture for each filesystem.
-pub(crate) fn distributions(report: &Report) -> Vec<Figure> {
+/// The distributions behind the rows of a suite, which is called `suite`: a picture for each filesystem.
+pub(crate) fn distributions(suite: &str, section: &Section) -> Vec<Figure> {
     let mut found: Vec<(&str, Vec<Strip>)> = Vec::new();
-    for row in report.rows.iter().filter(|row| row.unit == "ms" && row.ours.values.len() >= DISTRIBUTION) {
+    for row in section.rows.iter().filter(|row| row.unit == "ms" && row.ours.values.len() >= DISTRIBUTION) {
         let place = ["ext4", "btrfs", "xfs"]
             .into_iter()
             .find(|name| row.step.ends_with(&format!(", {name}")))
@@ -117,7 +117,10 @@ pub(crate) fn distributions(report: &Report) -> Vec<Figure> {
         }
     }
     let figure = |(place, strips): (&str, Vec<Strip>)| Figure {
-        file: format!("times-{place}"),
+        file: match place {
+            "here" => format!("times-{suite}"),
+            _ => format!("times-{suite}-{place}"),
+        },
         title: match place {
             "here" => "Every time that was taken".to_owned(),
             _ => format!("Every time that was taken on {place}"),
@@ -146,7 +149,7 @@ impl Figure {
 pub fn write_all(report: &Report, dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).during("making a directory for plots")?;
     let can_png = Command::new("rsvg-convert").arg("--version").output().is_ok();
-    for figure in &report.figures {
+    for figure in report.sections.iter().flat_map(|section| &section.figures) {
         let svg = dir.join(format!("{}.svg", figure.file));
         fs::write(&svg, figure.svg()).during("writing a plot")?;
         if can_png {

@@ -1,4 +1,5 @@
-//! What there is without bhatti: a machine of the same shape that boots, and QEMU's own migration to and from a file.
+//! What there is without bhatti: a machine of the same shape that boots, and QEMU's own migration to and from a file and
+//! its snapshots inside a disk.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -30,6 +31,29 @@ pub(crate) struct Life {
     pub(crate) saved_bytes: u64,
     /// From the start of a VMM that loads the file to the end of its first command.
     pub(crate) load: Duration,
+    /// From `savevm` until the disk that has the state is on stable storage.
+    pub(crate) savevm: Duration,
+    /// From the start of a VMM over that disk, `loadvm`, to the end of its first command.
+    pub(crate) loadvm: Duration,
+}
+
+/// What a plain machine is made of, for another VMM manager.
+pub(crate) struct Parts {
+    /// Holds its disks.
+    _staged: storage::StagedTemplate,
+    pub(crate) arch: Arch,
+    pub(crate) accel: Accel,
+    pub(crate) memory: Mebibytes,
+    pub(crate) machine_type: String,
+    pub(crate) cpu_model: String,
+    pub(crate) qemu: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+    pub(crate) cmdline: String,
+    /// Root disk, qcow2.
+    pub(crate) root: PathBuf,
+    /// Config drive, raw.
+    pub(crate) config: PathBuf,
 }
 
 /// The parts of a plain machine.
@@ -175,6 +199,40 @@ impl Reference {
         })
     }
 
+    /// The machine's parts, with whole paths.
+    pub(crate) fn parts(&self) -> Result<Parts> {
+        let during = "naming the parts of a machine";
+        let staged = self.stage()?;
+        let spec = self.spec(false)?;
+        let argv = spec.argv().during(during)?;
+        let cmdline = argv.iter().skip_while(|word| *word != "-append").nth(1);
+        let cmdline = cmdline.ok_or_else(|| Error::new(during, "it has no kernel"))?;
+        let cmdline = cmdline.to_string_lossy().into_owned();
+        let whole = |path: &Path| staged.dir().join(path).canonicalize().during(during);
+        Ok(Parts {
+            arch: spec.arch,
+            accel: spec.accel,
+            memory: spec.memory,
+            machine_type: spec.machine_type.clone(),
+            cpu_model: spec.cpu_model.clone(),
+            qemu: self.qemu.path.clone(),
+            kernel: whole(&spec.kernel)?,
+            initramfs: whole(&spec.initramfs)?,
+            cmdline,
+            root: whole(Path::new(layout::root_disk(StorageLayout::Overlay)))?,
+            config: whole(Path::new(layout::CONFIG_DRIVE))?,
+            _staged: staged,
+        })
+    }
+
+    /// Attaches to the agent at the other end of `socket` and runs a command.
+    pub(crate) fn first_command(&self, socket: &Path) -> Result<()> {
+        self.runtime.block_on(async {
+            let channel = tokio::net::UnixStream::connect(socket).await.during("opening the channel")?;
+            run_on(channel, &["true"]).await
+        })
+    }
+
     /// A staging directory that is never committed: gone at the end, whatever happens.
     fn stage(&self) -> Result<storage::StagedTemplate> {
         let key = ContentId::from_hash(&[0xbe; 32]);
@@ -217,11 +275,29 @@ impl Reference {
             machine.load_devices(file).await.during("loading what was saved")?;
             machine.resume().await.during("resuming")?;
             run(&machine, &["true"]).await?;
+            let load = began.elapsed();
+            machine.pause().await.during("pausing")?;
+            let began = Instant::now();
+            machine.save_into_disk().await.during("savevm")?;
+            let disk = File::open(staged.root_disk_path()).during("opening the disk")?;
+            disk.sync_all().during("syncing the disk")?;
+            Ok::<_, Error>((load, began.elapsed()))
+        }
+        .await;
+        machine.kill().await.during("ending the VMM")?;
+        let (load, savevm) = loaded?;
+        let began = Instant::now();
+        let machine = self.launch(staged, false).await?;
+        let loaded = async {
+            machine.load_from_disk().await.during("loadvm")?;
+            // Saved while it was paused, it is so again.
+            machine.resume().await.during("resuming")?;
+            run(&machine, &["true"]).await?;
             Ok::<_, Error>(began.elapsed())
         }
         .await;
         machine.kill().await.during("ending the VMM")?;
-        Ok(Life { boot, save, save_uncapped, saved_bytes, load: loaded? })
+        Ok(Life { boot, save, save_uncapped, saved_bytes, load, savevm, loadvm: loaded? })
     }
 
     async fn launch(&self, staged: &storage::StagedTemplate, incoming: bool) -> Result<Machine> {
@@ -248,7 +324,11 @@ fn config_drive(staged: &storage::StagedTemplate) -> Result<()> {
 
 /// Attaches to the agent and runs a command.
 async fn run(machine: &Machine, argv: &[&str]) -> Result<()> {
-    let channel = machine.open_channel().await.during("opening the channel")?;
+    run_on(machine.open_channel().await.during("opening the channel")?, argv).await
+}
+
+/// The same over a channel that is open.
+async fn run_on(channel: tokio::net::UnixStream, argv: &[&str]) -> Result<()> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     let options = AttachOptions::plain(deadline);
     let (guest, _welcome) = Guest::attach(channel, options).await.during("attaching")?;

@@ -5,22 +5,19 @@ mod images;
 mod many;
 mod memory;
 
+use crate::Options;
 use crate::daemon::Daemon;
 use crate::error::Result;
 use crate::plot::{Curve, Figure, Shows};
 use crate::progress::Progress;
 use crate::sample::Sample;
-use crate::{Options, table::Row};
+use crate::table::{Row, Section, Table};
 
 /// Figures of one law are taken so often at most: there are many of them.
 const RUNS: usize = 3;
 
-/// The pictures, and a row for each law that could not be measured.
-pub(crate) fn measure(
-    daemon: &Daemon,
-    options: &Options,
-    progress: Progress<'_>,
-) -> Result<(Vec<Figure>, Vec<Row>)> {
+/// The pictures and the tables behind them, and a row for each law that could not be measured.
+pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Section> {
     type Law = fn(&Daemon, &Options, Progress<'_>) -> Result<Vec<Figure>>;
     let laws: [(&str, Law); 4] = [
         ("stop and wake against memory", memory::measure),
@@ -28,17 +25,18 @@ pub(crate) fn measure(
         ("the daemon against the number of sandboxes", many::measure),
         ("disk and page cache against clones", clones::measure),
     ];
-    let (mut figures, mut rows) = (Vec::new(), Vec::new());
+    let mut found = Section::default();
     for (what, law) in laws {
         progress.step(&format!("scaling: {what}"))?;
         match law(daemon, options, progress) {
-            Ok(found) => figures.extend(found),
+            Ok(figures) => found.figures.extend(figures),
             Err(error) if error.is_interrupted() => return Err(error),
-            Err(error) => rows.push(Row::missing(what, error)),
+            Err(error) => found.rows.push(Row::missing(what, error)),
         }
         daemon.clear()?;
     }
-    Ok((figures, rows))
+    found.tables = found.figures.iter().filter_map(Table::of_curves).collect();
+    Ok(found)
 }
 
 /// A curve that grows point by point.

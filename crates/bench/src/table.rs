@@ -94,6 +94,11 @@ impl Row {
         }
     }
 
+    /// Ours, in its unit.
+    pub(crate) fn median(&self) -> String {
+        cell(&Sample { values: vec![self.ours.median()] }, self.unit)
+    }
+
     fn cells(&self) -> Vec<String> {
         if let Some(why) = &self.missing {
             let [ours, none] = [format!("not measured: {why}"), String::new()];
@@ -155,13 +160,14 @@ impl Table {
     }
 }
 
-/// All rows of one run on one host.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
-    /// Host, kernel, VMM, accelerator, filesystem, and when.
-    pub host: Vec<(String, String)>,
-    /// How often each figure was taken, where it is not said otherwise.
-    pub runs: usize,
+/// What one suite has found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Section {
+    /// The suite.
+    pub title: String,
+    /// What it measures and what one sees there, in words; Markdown.
+    #[serde(skip)]
+    pub about: &'static str,
     /// The rows.
     pub rows: Vec<Row>,
     /// Other tables.
@@ -170,6 +176,81 @@ pub struct Report {
     pub figures: Vec<Figure>,
     /// What else was seen: where the time went, how much was copied.
     pub notes: Vec<String>,
+}
+
+/// All that one run has found on one host.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// The command that finds the same elsewhere.
+    pub command: String,
+    /// Host, kernel, VMM, accelerator, filesystem, and when.
+    pub host: Vec<(String, String)>,
+    /// How often each figure was taken, where it is not said otherwise.
+    pub runs: usize,
+    /// How long all of it took, in seconds.
+    pub took_s: f64,
+    /// By suite.
+    pub sections: Vec<Section>,
+}
+
+impl Report {
+    /// All rows of all suites.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.sections.iter().flat_map(|section| &section.rows)
+    }
+
+    /// The page of the documentation that this run makes; `plots` is where its pictures are, seen from there.
+    #[must_use]
+    pub fn page(&self, plots: &str) -> String {
+        let mut page = format!("{}\n", ABOUT.replace("COMMAND", &self.command));
+        // A string takes all that is written to it.
+        let _all = self.write(&mut page, Some(plots));
+        page
+    }
+
+    fn write(&self, to: &mut impl fmt::Write, page: Option<&str>) -> fmt::Result {
+        let end = if page.is_some() { "  " } else { "" };
+        for (what, value) in &self.host {
+            writeln!(to, "{what}: {value}{end}")?;
+        }
+        let took = self.took_s / 60.0;
+        writeln!(to, "figures: median of {} (minimum to maximum); {took:.1} minutes for all", self.runs)?;
+        for section in &self.sections {
+            section.write(to, page)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the page says before its figures.
+const ABOUT: &str = include_str!("about/performance.txt");
+
+impl Section {
+    fn write(&self, to: &mut impl fmt::Write, page: Option<&str>) -> fmt::Result {
+        writeln!(to, "\n## {}\n", self.title)?;
+        if page.is_some() && !self.about.is_empty() {
+            writeln!(to, "{}", self.about)?;
+        }
+        if !self.rows.is_empty() {
+            let head = ["step", "bhatti", "reference, same run", "ratio", "target"].map(str::to_owned);
+            let lines: Vec<Vec<String>> = self.rows.iter().map(Row::cells).collect();
+            write_table(to, &head, &lines)?;
+        }
+        for table in &self.tables {
+            writeln!(to, "\n{}\n", table.title)?;
+            write_table(to, &table.head, &table.lines)?;
+        }
+        if !self.notes.is_empty() {
+            writeln!(to)?;
+        }
+        for note in &self.notes {
+            writeln!(to, "- {note}")?;
+        }
+        for figure in page.iter().flat_map(|_| &self.figures) {
+            writeln!(to, "\n![{}]({}/{}.svg)", figure.title, page.unwrap_or_default(), figure.file)?;
+        }
+        Ok(())
+    }
 }
 
 fn cell(sample: &Sample, unit: &str) -> String {
@@ -185,7 +266,7 @@ fn cell(sample: &Sample, unit: &str) -> String {
     format!("{middle} ({:.digits$} to {:.digits$})", sample.min(), sample.max())
 }
 
-fn write_table(f: &mut fmt::Formatter<'_>, head: &[String], lines: &[Vec<String>]) -> fmt::Result {
+fn write_table(to: &mut impl fmt::Write, head: &[String], lines: &[Vec<String>]) -> fmt::Result {
     let all: Vec<&[String]> = std::iter::once(head).chain(lines.iter().map(Vec::as_slice)).collect();
     let width = |column: usize| {
         all.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
@@ -194,10 +275,10 @@ fn write_table(f: &mut fmt::Formatter<'_>, head: &[String], lines: &[Vec<String>
     for (at, line) in all.iter().enumerate() {
         let cells: Vec<String> =
             line.iter().zip(&widths).map(|(text, &width)| format!("{text:<width$}")).collect();
-        writeln!(f, "| {} |", cells.join(" | "))?;
+        writeln!(to, "| {} |", cells.join(" | "))?;
         if at == 0 {
             let dashes: Vec<String> = widths.iter().map(|&width| "-".repeat(width)).collect();
-            writeln!(f, "| {} |", dashes.join(" | "))?;
+            writeln!(to, "| {} |", dashes.join(" | "))?;
         }
     }
     Ok(())
@@ -206,24 +287,7 @@ fn write_table(f: &mut fmt::Formatter<'_>, head: &[String], lines: &[Vec<String>
 impl fmt::Display for Report {
     /// Markdown tables under the lines that say where they were taken.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (what, value) in &self.host {
-            writeln!(f, "{what}: {value}")?;
-        }
-        writeln!(f, "figures: median of {} (minimum to maximum)\n", self.runs)?;
-        let head = ["step", "bhatti", "reference, same run", "ratio", "target"].map(str::to_owned);
-        let lines: Vec<Vec<String>> = self.rows.iter().map(Row::cells).collect();
-        write_table(f, &head, &lines)?;
-        for table in &self.tables {
-            writeln!(f, "\n{}\n", table.title)?;
-            write_table(f, &table.head, &table.lines)?;
-        }
-        if !self.notes.is_empty() {
-            writeln!(f)?;
-        }
-        for note in &self.notes {
-            writeln!(f, "- {note}")?;
-        }
-        Ok(())
+        self.write(f, None)
     }
 }
 

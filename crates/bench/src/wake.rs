@@ -13,13 +13,13 @@ use crate::Options;
 use crate::daemon::Daemon;
 use crate::data;
 use crate::error::{During as _, Error, Result};
-use crate::phases::Phases;
+use crate::phases::{self, Phases};
 use crate::plot::Bar;
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::resident;
 use crate::sample::{Sample, mib, ms};
-use crate::table::{Row, Target};
+use crate::table::{Row, Section, Target};
 
 const MEMORY: Mebibytes = Mebibytes(1024);
 /// Clients that ask for one command after the other, each in the same sandbox, which is kept hot.
@@ -32,11 +32,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The rows, and where the time of the wakes went.
-pub(crate) struct Found {
-    pub(crate) rows: Vec<Row>,
-    pub(crate) notes: Vec<String>,
+struct Found {
+    rows: Vec<Row>,
+    notes: Vec<String>,
     /// The same as a picture.
-    pub(crate) bars: Vec<Bar>,
+    bars: Vec<Bar>,
 }
 
 impl Found {
@@ -54,12 +54,13 @@ struct Wakes {
     traffic: Sample,
     kept: Sample,
     floor: Sample,
+    unconfined: Sample,
     of_hot: Phases,
     of_cold: Phases,
     of_traffic: Phases,
 }
 
-pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Found> {
+pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Section> {
     let may_drop = drop_page_cache();
     let mut found = wakes(daemon, options, progress, &may_drop)?;
     standby(daemon, options, progress, &mut found)?;
@@ -74,17 +75,22 @@ pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>
             found.notes.push(note);
         }
     }
-    Ok(found)
+    let Found { rows, notes, bars } = found;
+    Ok(Section { rows, notes, figures: vec![phases::figure(bars)], ..Section::default() })
 }
 
 fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &Result<()>) -> Result<Found> {
     make(daemon)?;
     let reference = Reference::new(daemon.data_dir())?;
+    let unconfined = Daemon::start_with(options, data::linked(options)?, &["--confine", "off"], progress)?;
+    make(&unconfined)?;
     let mut seen = Wakes::default();
     for run in 1..=options.runs {
         progress.step(&format!("wakes: run {run} of {}", options.runs))?;
         seen.hot.push(wake(daemon, || Ok(()), &mut seen.of_hot)?);
         seen.floor.push(ms(reference.load_template(MEMORY)?));
+        seen.unconfined.push(wake(&unconfined, || Ok(()), &mut Phases::default())?);
+        unconfined.post("/sandboxes/wakes/stop", &json!({}))?;
         if may_drop.is_ok() {
             seen.cold.push(wake(daemon, drop_page_cache, &mut seen.of_cold)?);
         }
@@ -96,6 +102,7 @@ fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &
         daemon.delete("busy")?;
     }
     daemon.delete("wakes")?;
+    drop(unconfined);
     let ahead = ahead(options, progress, may_drop)?;
     let read_ahead = read_ahead(options, progress, may_drop)?;
     let (cold, ahead_cold) = match may_drop {
@@ -116,6 +123,8 @@ fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &
             Row::new("wake, 1024 MiB, hot page cache", "ms", seen.hot.clone())
                 .against("bare VMM, load, first exec", seen.floor)
                 .target(Target::AtMostTimes(1.25)),
+            Row::new("the same, its VMM confined as it comes", "ms", seen.hot.clone())
+                .against("`serve --confine off`", seen.unconfined),
             Row::new("the same, VMM started ahead", "ms", ahead.hot)
                 .against("hot page cache, started by the wake", seen.hot.clone()),
             cold,

@@ -1,4 +1,5 @@
-//! What QEMU does by itself, for measurements: its own migration of a whole guest into a file.
+//! What QEMU does by itself, for measurements: its own migration of a whole guest into a file, and its snapshots inside a
+//! disk.
 
 use std::fs::File;
 
@@ -13,7 +14,37 @@ const UNCAPPED: u64 = 1 << 40;
 /// QEMU's own default (`MAX_THROTTLE` of migration/options.c).
 const DEFAULT: u64 = 128 << 20;
 
+/// The only snapshot that a reference's disk has.
+const TAG: &str = "reference";
+
 impl Machine {
+    /// Has QEMU put RAM and devices of the paused guest into its top disk, which is qcow2 (`savevm`). Measured against,
+    /// never used by a sandbox.
+    ///
+    /// # Errors
+    /// The VMM refused, could not write, or is gone.
+    pub async fn save_into_disk(&self) -> Result<()> {
+        self.monitor("saving into the disk", &format!("savevm {TAG}")).await
+    }
+
+    /// Has QEMU load what [`Machine::save_into_disk`] put there (`loadvm`), whatever the guest does.
+    ///
+    /// # Errors
+    /// The VMM refused, could not read, or is gone.
+    pub async fn load_from_disk(&self) -> Result<()> {
+        self.monitor("loading from the disk", &format!("loadvm {TAG}")).await
+    }
+
+    /// A command for people, which answers with words where it fails.
+    async fn monitor(&self, op: &'static str, line: &str) -> Result<()> {
+        let arguments = json!({ "command-line": line });
+        let said = self.inner.qmp.call(op, Command::with("human-monitor-command", arguments)).await?;
+        match said.as_str().map(str::trim) {
+            None | Some("") => Ok(()),
+            Some(words) => Err(Error::new(ErrorKind::Refused, op, words)),
+        }
+    }
+
     /// Has QEMU migrate the paused guest, RAM and devices, into `file`; [`Machine::load_devices`] of a machine over an
     /// all-hole base loads it. Measured against, never used by a sandbox.
     ///

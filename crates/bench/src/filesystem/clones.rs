@@ -9,7 +9,7 @@ use types::{CloneMethod, SandboxId};
 use super::{Across, Bed, Found};
 use crate::error::{During as _, Result};
 use crate::place::run;
-use crate::sample::{Sample, ms};
+use crate::sample::{Sample, mib, ms};
 use crate::table::{Row, Target};
 
 /// Clones between two `cp`s, which would otherwise fill the page cache with copies.
@@ -21,8 +21,18 @@ const MANY: usize = 1000;
 /// Clones around the first and the last of them whose median stands for it.
 const GROUP: usize = 20;
 
-pub(super) fn measure(bed: &Bed<'_>, _across: &mut Across) -> Result<Found> {
-    let mut found = disk_step(bed)?;
+/// Columns of the table.
+pub(super) const HEAD: [&str; 6] = [
+    "filesystem",
+    "how a disk is cloned",
+    "disk step of create",
+    "bytes it takes",
+    "`cp` of the base image",
+    "bytes that takes",
+];
+
+pub(super) fn measure(bed: &Bed<'_>, across: &mut Across) -> Result<Found> {
+    let mut found = disk_step(bed, across)?;
     if bed.reflink {
         let image = bed.store.images().object_path(&bed.image.id);
         let disk = bed.store.templates().dir(&bed.template.key).join(bed.template.root_disk());
@@ -33,7 +43,7 @@ pub(super) fn measure(bed: &Bed<'_>, _across: &mut Across) -> Result<Found> {
     Ok(found)
 }
 
-fn disk_step(bed: &Bed<'_>) -> Result<Found> {
+fn disk_step(bed: &Bed<'_>, across: &mut Across) -> Result<Found> {
     let scratch = bed.store.scratch().during("making a scratch directory")?;
     let (copy, empty) = (scratch.path().join("copy"), scratch.path().join("empty"));
     std::fs::write(&empty, "").during("making an empty file")?;
@@ -82,12 +92,45 @@ fn disk_step(bed: &Bed<'_>) -> Result<Found> {
         }
         _ => "so without that too little is left to tell".to_owned(),
     };
+    let [clone, copied] = taken(bed, scratch.path(), &image)?.map(|bytes| format!("{:.3} MiB", mib(bytes)));
+    across.clones.push(vec![
+        bed.fs.clone(),
+        match (bed.reflink, bed.template.root_disk()) {
+            (true, _) => "extents are shared (FICLONE)".to_owned(),
+            (false, disk) => {
+                format!("an empty overlay over the one image, a copy of the template's `{disk}`")
+            }
+        },
+        format!("{:.3} ms", ours.median()),
+        clone,
+        format!("{:.2} ms", cp.median()),
+        copied,
+    ]);
     let note = format!(
         "the disk step clones {} ({method}); of `cp`'s {whole:.2} ms the start of its process is {start:.2} ms (a `cp` of \
          an empty file), {alone}",
         bed.template.root_disk(),
     );
     Ok(Found { rows, notes: vec![note] })
+}
+
+/// Free space that one clone of the template's disk takes, and one `cp` of the base image.
+fn taken(bed: &Bed<'_>, scratch: &Path, image: &Path) -> Result<[u64; 2]> {
+    const CLONES: usize = 20;
+    let free = || bed.store.free_after_sync().during("asking for free space");
+    let disk = bed.store.templates().dir(&bed.template.key).join(bed.template.root_disk());
+    let mut before = free()?.0;
+    for number in 0..CLONES {
+        let to = scratch.join(format!("taken-{number}"));
+        storage::clone_file(&disk, &to).during("cloning a file")?;
+    }
+    let mut after = free()?.0;
+    let clone = before.saturating_sub(after) / CLONES as u64;
+    before = after;
+    let copy = scratch.join("taken");
+    run(Command::new("cp").args(["--reflink=auto", "--sparse=always"]).args([image, &copy]))?;
+    after = free()?.0;
+    Ok([clone, before.saturating_sub(after)])
 }
 
 /// A thousand clones of one file, all kept.

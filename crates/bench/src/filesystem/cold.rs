@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::json;
 
 use super::accounts::{self, Standing};
+use super::artefacts;
 use super::{Across, Bed, Found};
 use crate::error::{Error, Result};
 use crate::sample::{Sample, mib};
@@ -12,12 +13,17 @@ use crate::table::{Row, Target};
 
 /// Sandboxes for each run asked for.
 const A_RUN: usize = 20;
+/// Whose they are, in turn.
+const USERS: usize = 6;
 /// Made at the same time: what waits for the guest need not wait alone.
 const AT_ONCE: usize = 3;
 
 pub(super) fn measure(bed: &Bed<'_>, across: &mut Across) -> Result<Found> {
     let count = bed.options.runs * A_RUN;
     let before = Standing::of(bed)?;
+    for user in 0..USERS {
+        bed.daemon.post("/users", &json!({ "name": format!("user-{user}") }))?;
+    }
     fill(bed, count)?;
     let after = Standing::of(bed)?;
     let n = f64::from(u32::try_from(count).unwrap_or(u32::MAX));
@@ -26,6 +32,8 @@ pub(super) fn measure(bed: &Bed<'_>, across: &mut Across) -> Result<Found> {
         values: after.usage.sandboxes.iter().map(|sandbox| mib(sandbox.figures.exclusive.0)).collect(),
     };
     across.cold_mib.push((bed.fs.clone(), taken));
+    let all = format!("all that there is, {count} stopped sandboxes of {USERS} users");
+    across.artefacts.push(artefacts::line(bed, &all, &after.usage.total));
     let step = bed.step(&format!("{count} cold sandboxes, 1 MiB written in each: free space each took"));
     let one = after.usage.sandboxes.first();
     let files = one.map(|sandbox| {
@@ -58,9 +66,16 @@ fn fill(bed: &Bed<'_>, count: usize) -> Result<()> {
             }
             bed.progress.go_on()?;
             let name = format!("cold-{number}");
-            bed.daemon.post("/sandboxes", &json!({ "name": name }))?;
-            bed.sh(&name, "dd if=/dev/urandom of=/root/data bs=1M count=1 conv=fsync status=none")?;
-            bed.daemon.post(&format!("/sandboxes/{name}/stop"), &json!({}))?;
+            let owner = format!("owner=user-{}", number % USERS);
+            let post = |verb: &str, body| bed.daemon.post(&format!("/sandboxes{verb}?{owner}"), &body);
+            post("", json!({ "name": name }))?;
+            let write = "dd if=/dev/urandom of=/root/data bs=1M count=1 conv=fsync status=none";
+            let cmd = ["sh", "-ec", write];
+            let wrote = post(&format!("/{name}/exec"), json!({ "cmd": cmd, "user": "root" }))?;
+            if wrote["exit_code"] != 0 {
+                return Err(Error::new(write, wrote));
+            }
+            post(&format!("/{name}/stop"), json!({}))?;
         }
     };
     std::thread::scope(|scope| {

@@ -47,6 +47,7 @@ pub async fn bench(global: &Global, asked: args::Bench) -> Result<u8> {
         program,
         scratch: asked.out.clone().unwrap_or(beside),
         data_dir,
+        command: command(&suites, &asked),
         suites,
         runs: usize::from(asked.runs),
         on: asked.on.iter().map(on).collect(),
@@ -61,7 +62,7 @@ pub async fn bench(global: &Global, asked: args::Bench) -> Result<u8> {
             .map_err(|error| Failure::new("failed", format!("bench: {error}")))?;
     if let Some(dir) = asked.out {
         let written = std::fs::create_dir_all(&dir)
-            .and_then(|()| std::fs::write(dir.join("performance.md"), report.to_string()))
+            .and_then(|()| std::fs::write(dir.join("performance.md"), report.page("plots")))
             .and_then(|()| std::fs::write(dir.join("performance.json"), serde_json::to_vec_pretty(&report)?));
         written.map_err(|error| Failure::new("failed", format!("bench: {}: {error}", dir.display())))?;
         bench::write_plots(&report, &dir.join("plots"))
@@ -73,6 +74,15 @@ pub async fn bench(global: &Global, asked: args::Bench) -> Result<u8> {
         output::line(&report);
     }
     Ok(0)
+}
+
+/// What was asked for, to be typed elsewhere.
+fn command(suites: &[Suite], asked: &args::Bench) -> String {
+    let suite = match suites {
+        [one] => one.name(),
+        _ => "all",
+    };
+    format!("bhatti bench --suite {suite} --runs {}", asked.runs)
 }
 
 /// True from the first signal on that asks for the end: mounts and machines are to go first. A second one does not wait.
