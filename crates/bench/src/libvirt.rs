@@ -50,8 +50,9 @@ impl Libvirt {
         fs::create_dir(root.join("etc")).during(DURING)?;
         fs::write(root.join("etc/qemu.conf"), CONFIGURATION).during(DURING)?;
         let log = fs::File::create(root.join("virsh.log")).during(DURING)?;
-        let mut child = Command::new("virsh")
-            .args(["--quiet", "--connect"])
+        // It keeps what it says until it ends, where nobody looks at it on a terminal (stdbuf(1) of coreutils).
+        let mut child = Command::new("stdbuf")
+            .args(["-o0", "virsh", "--quiet", "--connect"])
             .arg(format!("qemu:///embed?root={}", root.display()))
             // Ctrl-C is for the bench, which still needs it to end the domain.
             .process_group(0)
@@ -77,14 +78,14 @@ impl Libvirt {
     fn ask(&mut self, command: &str) -> Result<()> {
         let during = format!("virsh {command}");
         self.asked += 1;
-        let done = format!("done-{}", self.asked);
+        // It repeats what it is told, with as many blanks as were typed, and says it with one.
+        let done = format!("end of {};", self.asked);
         let before = self.log().len();
-        writeln!(self.input, "{command}\necho {done}").during(&during)?;
+        writeln!(self.input, "{command}\necho '{}'", done.replace(' ', "'  '")).during(&during)?;
         self.input.flush().during(&during)?;
-        let mut line = String::new();
-        while line.trim() != done {
-            line.clear();
-            if self.output.read_line(&mut line).during(&during)? == 0 {
+        let mut said = Vec::new();
+        while !String::from_utf8_lossy(&said).contains(&done) {
+            if self.output.read_until(b';', &mut said).during(&during)? == 0 {
                 return Err(Error::new(during, self.log()));
             }
         }

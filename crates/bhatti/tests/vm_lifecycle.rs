@@ -305,3 +305,35 @@ fn a_machine_whose_sandbox_was_being_destroyed_is_ended_at_the_next_start() {
     host.ok(&["create", "--name", "leaving", "--volume", "data:/data"]);
     assert_eq!(host.sh("leaving", "cat /data/kept"), "kept");
 }
+
+#[test]
+fn what_the_disk_refuses_to_keep_the_name_of_is_not_there_after_a_restart_either() {
+    let mut host = TestHost::start(BHATTI);
+    host.ok(&["create", "--name", "a"]);
+    host.ok(&["snapshot", "create", "a", "--name", "first"]);
+    host.ok(&["snapshot", "delete", "first", "-y"]);
+    let (sandboxes, snapshots) = ("sandboxes", "snapshots/admin");
+    let data_dir = std::fs::canonicalize(host.data_dir()).unwrap();
+    for (verb, dir) in [
+        (&["create", "--name", "b"][..], sandboxes),
+        (&["fork", "a", "--name", "b"], sandboxes),
+        (&["snapshot", "create", "a", "--name", "s"], snapshots),
+    ] {
+        let faults = Faults::inject(host.daemon().pid(), "fsync", Some(&data_dir.join(dir)));
+        let refused = host.run(verb);
+        assert!(faults.failed() > 0, "{verb:?} syncs {dir}");
+        assert_eq!(refused.code, 1, "{verb:?}: {}", refused.stderr);
+    }
+    let there = |host: &TestHost| {
+        let names = |args: &[&str]| -> Vec<String> {
+            let list = host.json(args);
+            list.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+        };
+        (names(&["list"]), names(&["snapshot", "list"]))
+    };
+    let only_a = (vec!["a".to_owned()], Vec::new());
+    assert_eq!(there(&host), only_a);
+    host.end_daemon();
+    host.start_daemon();
+    assert_eq!(there(&host), only_a, "after a restart");
+}

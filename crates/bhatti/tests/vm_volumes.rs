@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -305,4 +307,37 @@ fn a_snapshot_holds_clones_of_volumes_and_every_copy_has_its_own() {
     assert_eq!(host.sh("f", "cat /data/file; echo f > /data/file"), "past");
     assert_eq!(host.sh("e", "cat /data/file"), "past");
     nothing_is_wrong(&host);
+}
+
+/// What a daemon does that dies while the journal of a clone is played back: its disk stays plugged into a free port.
+fn plug_a_disk_in_behind_the_daemon(sandbox: &Path) {
+    let mut qmp = UnixStream::connect(sandbox.join("qmp.sock")).unwrap();
+    let mut answers = BufReader::new(qmp.try_clone().unwrap()).lines();
+    let mut ask = |command: &str, arguments: Value| {
+        let asked = json!({ "execute": command, "arguments": arguments, "id": 1 });
+        writeln!(qmp, "{asked}").unwrap();
+        let answer = answers.find(|line| line.as_ref().unwrap().contains("\"id\": 1")).unwrap().unwrap();
+        assert!(answer.contains("\"return\""), "{command}: {answer}");
+    };
+    ask("qmp_capabilities", json!({}));
+    ask("blockdev-add", json!({ "driver": "null-co", "node-name": "volume1-file", "size": 1 << 20 }));
+    ask("blockdev-add", json!({ "driver": "raw", "node-name": "volume1", "file": "volume1-file" }));
+    ask(
+        "device_add",
+        json!({ "driver": "virtio-blk-pci", "id": "volume1", "bus": "port1", "drive": "volume1", "serial": "volume1" }),
+    );
+}
+
+#[test]
+fn a_disk_that_a_dead_daemon_left_plugged_in_is_taken_out_before_its_guest_sleeps() {
+    let mut host = TestHost::start(BHATTI);
+    host.ok(&["create", "--name", "a", "--volume", "data:/data"]);
+    host.sh("a", "echo kept > /dev/shm/nonce; echo kept | sudo tee /data/kept; sync");
+    host.kill_daemon();
+    plug_a_disk_in_behind_the_daemon(&host.sandbox_dir("a"));
+    host.start_daemon();
+    host.ok(&["stop", "a"]);
+    // Its memory is loaded into a machine with the disks that the manifest names.
+    assert_eq!(host.sh("a", "cat /dev/shm/nonce /data/kept"), "kept\nkept");
+    assert_eq!(host.json(&["inspect", "a"])["boot"], "resume");
 }

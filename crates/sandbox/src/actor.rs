@@ -109,13 +109,15 @@ pub(crate) struct Running {
     pub(crate) machine: Machine,
     pub(crate) guest: Guest,
     _memory: Share,
+    /// Whether the machine may have other disks of volumes than the manifest names.
+    pub(crate) disks_in_doubt: bool,
     ended: ReusableBoxFuture<'static, End>,
 }
 
 impl Running {
     pub(crate) fn new(machine: Machine, guest: Guest, memory: Share) -> Self {
         let ended = ReusableBoxFuture::new(machine.ended());
-        Self { machine, guest, _memory: memory, ended }
+        Self { machine, guest, _memory: memory, disks_in_doubt: false, ended }
     }
 
     /// Resolves, once, when the machine has ended by itself.

@@ -110,6 +110,24 @@ pub(crate) fn plug_failed(error: vm::Error, name: &VolumeName) -> Error {
 }
 
 impl Actor {
+    /// To be called before a memory image is made: where a disk could not be plugged in or out, it is now.
+    pub(crate) async fn settle_disks(&mut self) -> Result<()> {
+        if !self.running.as_ref().is_some_and(|running| running.disks_in_doubt) {
+            return Ok(());
+        }
+        // A guest that stands still lets go of nothing.
+        self.ensure_hot(Start::default()).await?;
+        match_disks(&self.running()?.machine, &self.manifest).await?;
+        self.doubt_disks(false);
+        Ok(())
+    }
+
+    fn doubt_disks(&mut self, doubt: bool) {
+        if let Some(running) = &mut self.running {
+            running.disks_in_doubt = doubt;
+        }
+    }
+
     pub(crate) async fn attach_volume(&mut self, volume: VolumeMount) -> Result<Change> {
         self.settle_freeze().await?;
         if let Some(there) = self.manifest.volume(&volume.name) {
@@ -134,6 +152,7 @@ impl Actor {
         if self.state == State::Hot
             && let Err(error) = self.bring_in(&volume.name, &mut watch).await
         {
+            self.doubt_disks(true);
             // It is not there for the guest, so the manifest must not say so for long.
             self.commit(before).await?;
             self.publish();
@@ -205,12 +224,14 @@ impl Actor {
             running.guest.unmount(mount_of(&volume)).await.map_err(guest_refused)?;
             watch.lap("unmount");
             if let Err(error) = running.machine.unplug_volume(volume.port).await {
+                self.doubt_disks(true);
                 self.mount_again(&volume).await;
                 return Err(error.into());
             }
             watch.lap("unplug");
         }
         if let Err(error) = self.commit(without_volume(self.manifest.clone(), &volume)).await {
+            self.doubt_disks(true);
             // It is still named, so it is made to be there again.
             if self.state == State::Hot
                 && let Err(gone) = self.running()?.machine.plug_volume(&disk(&self.manifest, &volume)).await
@@ -343,7 +364,7 @@ impl Actor {
     /// Has the guest play back the journal of a clone of its own volume, so that the clone is as if it had been
     /// unmounted. Nobody else's kernel or program ever reads what a guest wrote. Tells whether that was done: it takes a
     /// free port.
-    async fn settle(&self, clone: &StagedVolume) -> bool {
+    async fn settle(&mut self, clone: &StagedVolume) -> bool {
         let Some(port) = self.manifest.free_port() else { return false };
         let done = async {
             let running = self.running()?;
@@ -362,6 +383,7 @@ impl Actor {
         match done.await {
             Ok(()) => true,
             Err(error) => {
+                self.doubt_disks(true);
                 tracing::warn!(error = %error.with_causes(), sandbox = %self.manifest.name, "a clone's journal is not played back yet");
                 false
             }
@@ -399,8 +421,9 @@ impl Actor {
 
 /// Plugs in the disks of volumes that the manifest names and the machine lacks.
 pub(crate) async fn plug_missing(machine: &Machine, manifest: &Manifest) -> Result<()> {
+    let there = machine.volume_ports().await?;
     for volume in &manifest.volumes {
-        if !machine.has_volume(volume.port).await? {
+        if !there.contains(&volume.port) {
             let plugged = machine.plug_volume(&disk(manifest, volume)).await;
             plugged.map_err(|error| plug_failed(error, &volume.name))?;
         }
@@ -408,10 +431,21 @@ pub(crate) async fn plug_missing(machine: &Machine, manifest: &Manifest) -> Resu
     Ok(())
 }
 
-/// The disks of volumes that the manifest names and the machine lacks are plugged in, and all are mounted: a daemon died
-/// in the middle of an attach or a detach.
+/// Gives the machine the disks that the manifest names, and no others: a memory image of another machine could not be
+/// loaded into the one that is made from the manifest.
+async fn match_disks(machine: &Machine, manifest: &Manifest) -> Result<()> {
+    for port in machine.volume_ports().await? {
+        if !manifest.volumes.iter().any(|volume| volume.port == port) {
+            machine.unplug_volume(port).await?;
+        }
+    }
+    plug_missing(machine, manifest).await
+}
+
+/// The machine has the disks that the manifest names, and all are mounted: a daemon died in the middle of an attach, a
+/// detach, or of playing back the journal of a copy.
 pub(crate) async fn restore(machine: &Machine, guest: &guest::Guest, manifest: &Manifest) -> Result<()> {
-    plug_missing(machine, manifest).await?;
+    match_disks(machine, manifest).await?;
     for volume in &manifest.volumes {
         machine.abandon_copy(volume.port).await?;
         guest.mount(mount_of(volume)).await.map_err(guest_refused)?;

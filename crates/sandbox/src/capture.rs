@@ -65,6 +65,7 @@ impl Actor {
     /// Captures the sandbox into `staged`; it goes on as it was.
     pub(crate) async fn capture(&mut self, staged: StagedSnapshot, with_memory: bool) -> Result<Capture> {
         self.settle_freeze().await?;
+        self.settle_disks().await?;
         match self.state {
             State::Hot | State::Warm => self.capture_running(staged, with_memory).await,
             State::Cold | State::Off => self.capture_resting(staged, with_memory).await,

@@ -133,7 +133,8 @@ async fn take_over(mut actor: Actor, id: &SandboxId) -> Actor {
     }
     match let_go(&actor.services, &machine, &actor.manifest).await {
         Ok(guest) => {
-            if let Err(error) = crate::attached::restore(&machine, &guest, &actor.manifest).await {
+            let restored = crate::attached::restore(&machine, &guest, &actor.manifest).await;
+            if let Err(error) = &restored {
                 tracing::error!(error = %error.with_causes(), %id, "a volume that it should have could not be given to it");
             }
             let (services, manifest) = (&actor.services, &actor.manifest);
@@ -143,7 +144,9 @@ async fn take_over(mut actor: Actor, id: &SandboxId) -> Actor {
             }
             let charge = services.charge_anyway(&manifest.owner, manifest.cpus, manifest.memory_mib);
             let memory = services.memory.note(manifest.memory_mib).charged(charge);
-            actor.running = Some(Running::new(machine, guest, memory));
+            let mut running = Running::new(machine, guest, memory);
+            running.disks_in_doubt = restored.is_err();
+            actor.running = Some(running);
             actor.boot = Boot::Resume;
             actor.state = crate::state::State::Hot;
             actor.publish();

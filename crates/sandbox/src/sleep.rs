@@ -37,6 +37,7 @@ impl Actor {
     /// Puts the sandbox to sleep: no VMM, memory on disk.
     pub(crate) async fn stop(&mut self) -> Result<Report> {
         self.settle_freeze().await?;
+        self.settle_disks().await?;
         let Some(running) = self.running.take() else {
             return match self.state {
                 State::Gone => {

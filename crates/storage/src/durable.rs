@@ -163,14 +163,16 @@ impl StagedDir {
     }
 
     /// Makes it last as `target`: the given files and the directory itself, then the name. `Exists` when `target` is
-    /// there already.
+    /// there already. When the name cannot be made to last it is taken back: what was refused is not there.
     pub(crate) fn commit(mut self, files: &[&File], target: &Path) -> Result<()> {
         // The directory's entries are all made, so it need not wait for its files.
         let all: Vec<&File> = files.iter().copied().chain([&self.lock]).collect();
         sync_all(&all, &self.path)?;
         rename_new(&self.path, target)?;
-        self.armed = false;
-        sync_parent(target)
+        let lasting = sync_parent(target);
+        // Where it cannot be taken back either, it stays as it is: whole.
+        self.armed = lasting.is_err() && fs::rename(target, &self.path).is_ok();
+        lasting
     }
 }
 

@@ -137,12 +137,13 @@ impl Machine {
         Ok(())
     }
 
-    /// Whether a volume is plugged into that port.
+    /// The ports into which volumes are plugged.
     ///
     /// # Errors
     /// The VMM is gone.
-    pub async fn has_volume(&self, port: u8) -> Result<bool> {
-        self.inner.has_device("looking for a volume", &volume_serial(port)).await
+    pub async fn volume_ports(&self) -> Result<Vec<u8>> {
+        let there = self.inner.devices("looking for volumes").await?;
+        Ok((0..HOTPLUG_PORTS).filter(|port| there.contains(&volume_serial(*port))).collect())
     }
 
     /// Makes a volume larger, its file and for the guest.
@@ -256,9 +257,14 @@ impl Machine {
 
 impl Inner {
     async fn has_device(&self, op: &'static str, name: &str) -> Result<bool> {
-        let devices =
-            self.call(op, Command::with("qom-list", json!({"path": "/machine/peripheral"}))).await?;
-        Ok(devices.as_array().is_some_and(|all| all.iter().any(|device| device["name"] == name)))
+        Ok(self.devices(op).await?.iter().any(|device| device == name))
+    }
+
+    /// The names of the devices that have one.
+    async fn devices(&self, op: &'static str) -> Result<Vec<String>> {
+        let told = self.call(op, Command::with("qom-list", json!({"path": "/machine/peripheral"}))).await?;
+        let names = told.as_array().into_iter().flatten().filter_map(|device| device["name"].as_str());
+        Ok(names.map(str::to_owned).collect())
     }
 }
 
