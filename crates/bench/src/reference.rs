@@ -215,7 +215,7 @@ impl Reference {
             memory: spec.memory,
             machine_type: spec.machine_type.clone(),
             cpu_model: spec.cpu_model.clone(),
-            qemu: self.qemu.path.clone(),
+            qemu: in_path(&self.qemu.path),
             kernel: whole(&spec.kernel)?,
             initramfs: whole(&spec.initramfs)?,
             cmdline,
@@ -313,6 +313,13 @@ impl Reference {
         let spec = self.spec(incoming)?;
         Machine::launch(&self.qemu, &spec, staged.dir(), lock).await.during("starting the VMM")
     }
+}
+
+/// Where a program is that was found by its name alone.
+fn in_path(program: &Path) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file());
+    found.unwrap_or_else(|| program.to_owned())
 }
 
 /// The config drive of a guest that is nobody.

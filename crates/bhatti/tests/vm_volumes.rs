@@ -333,8 +333,9 @@ fn a_disk_that_a_dead_daemon_left_plugged_in_is_taken_out_before_its_guest_sleep
     let mut host = TestHost::start(BHATTI);
     host.ok(&["create", "--name", "a", "--volume", "data:/data"]);
     host.sh("a", "echo kept > /dev/shm/nonce; echo kept | sudo tee /data/kept; sync");
+    let dir = host.sandbox_dir("a");
     host.kill_daemon();
-    plug_a_disk_in_behind_the_daemon(&host.sandbox_dir("a"));
+    plug_a_disk_in_behind_the_daemon(&dir);
     host.start_daemon();
     host.ok(&["stop", "a"]);
     // Its memory is loaded into a machine with the disks that the manifest names.
