@@ -3,7 +3,7 @@
 #
 #   scripts/test-deb.sh [SUITE]      bookworm when not said; needs root, mmdebstrap and a mirror
 #
-# The directory goes, however it ends. A step that fails leaves the daemon that it had started: end it by its id.
+# The directory goes, however it ends, and so do the processes.
 set -euo pipefail
 
 suite=${1:-bookworm}
@@ -22,6 +22,7 @@ cat > "$work/follow" << 'END'
 #!/bin/bash
 # In the clean Debian, as its root.
 set -euo pipefail
+apt-get -o APT::Sandbox::User=root update -q
 apt-get -o APT::Sandbox::User=root install -y -q /tmp/bhatti.deb
 bhatti version
 test -e /usr/share/man/man1/bhatti.1 -o -e /usr/share/man/man1/bhatti.1.gz
@@ -30,10 +31,17 @@ test -e /usr/lib/systemd/system/bhatti.service -o -e /lib/systemd/system/bhatti.
 . /tmp/quickstart
 END
 chmod +x "$work/follow"
-# mmdebstrap mounts /dev, /proc and /sys for the hook and takes them away again.
-mmdebstrap --quiet --variant=apt --include=ca-certificates --skip=check/empty \
-    --customize-hook="copy-in $work/follow $work/quickstart /tmp" \
-    --customize-hook="upload $package /tmp/bhatti.deb" \
-    --customize-hook='chroot "$1" /tmp/follow' \
-    "$suite" "$work/root"
-echo "test-deb: the package of $(basename "$package") works on a clean $suite"
+mmdebstrap --quiet --variant=apt --include=ca-certificates --skip=check/empty "$suite" "$work/root"
+cp "$work/follow" "$work/quickstart" "$work/root/tmp/"
+cp "$package" "$work/root/tmp/bhatti.deb"
+cp --dereference /etc/resolv.conf "$work/root/etc/resolv.conf"
+# Mounts and processes of its own: what a step leaves that fails goes with them. Its root is a mount, as everywhere.
+# shellcheck disable=SC2016
+unshare --mount --pid --fork --kill-child --propagation private bash -c '
+    set -e
+    mount --bind "$1" "$1"
+    mount --rbind /dev "$1/dev"
+    mount --rbind /sys "$1/sys"
+    mount -t proc proc "$1/proc"
+    exec chroot "$1" /tmp/follow' enter "$work/root"
+echo "test-deb: the package $(basename "$package") works on a clean $suite"
