@@ -90,7 +90,6 @@ fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &
         seen.hot.push(wake(daemon, || Ok(()), &mut seen.of_hot)?);
         seen.floor.push(ms(reference.load_template(MEMORY)?));
         seen.unconfined.push(wake(&unconfined, || Ok(()), &mut Phases::default())?);
-        unconfined.post("/sandboxes/wakes/stop", &json!({}))?;
         if may_drop.is_ok() {
             seen.cold.push(wake(daemon, drop_page_cache, &mut seen.of_cold)?);
         }

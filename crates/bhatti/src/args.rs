@@ -196,7 +196,7 @@ pub struct Bench {
     #[arg(long, value_name = "FILE")]
     pub against: Option<PathBuf>,
     /// How often each figure is taken
-    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub runs: u16,
 }
 
