@@ -66,7 +66,7 @@ impl Libvirt {
             return Err(Error::new(DURING, "it has no input or output"));
         };
         let mut virsh = Self { child, input, output: BufReader::new(output), asked: 0, dir };
-        virsh.ask("version")?;
+        virsh.ask("version").during(DURING)?;
         Ok(virsh)
     }
 

@@ -11,10 +11,10 @@ use crate::plot::Figure;
 use crate::progress::Progress;
 use crate::sample::mib;
 
-/// The last of them with ten runs.
+/// The last of them with five runs or more.
 const COLD: [usize; 8] = [1, 2, 5, 10, 20, 50, 100, 200];
 /// Cold ones for each run asked for.
-const A_RUN: usize = 20;
+const A_RUN: usize = 40;
 const READERS: [usize; 5] = [1, 2, 4, 6, 10];
 
 pub(super) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Vec<Figure>> {
