@@ -139,7 +139,7 @@ impl Index {
             row.port,
             row.created_at.0
         ];
-        self.connection.execute(sql, values).map(drop).map_err(self.failed("publish a port"))
+        self.transact_lasting("publish a port", |transaction| transaction.execute(sql, values).map(drop))
     }
 
     /// Takes an alias back; whether it was there.
@@ -147,8 +147,10 @@ impl Index {
     /// # Errors
     /// Those of the file.
     pub fn remove_publication(&mut self, alias: &Alias) -> Result<bool> {
-        let count = self.connection.execute("DELETE FROM publications WHERE alias = ?1", [alias.as_str()]);
-        count.map(|n| n > 0).map_err(self.failed("take an alias back"))
+        self.transact_lasting("take an alias back", |transaction| {
+            let sql = "DELETE FROM publications WHERE alias = ?1";
+            Ok(transaction.execute(sql, [alias.as_str()])? > 0)
+        })
     }
 
     /// Everything that is published, by alias.
@@ -246,7 +248,21 @@ impl Index {
     pub fn set_setting(&mut self, key: &str, value: &str) -> Result<()> {
         let sql = "INSERT INTO settings (key, value) VALUES (?1, ?2) \
                    ON CONFLICT (key) DO UPDATE SET value = excluded.value";
-        self.connection.execute(sql, [key, value]).map(drop).map_err(self.failed("store a setting"))
+        self.transact_lasting("store a setting", |transaction| {
+            transaction.execute(sql, [key, value]).map(drop)
+        })
+    }
+
+    /// As [`Index::transact`], and a power cut does not undo it: for what no manifest has.
+    pub(crate) fn transact_lasting<T>(
+        &mut self,
+        op: &'static str,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T> {
+        self.connection.execute_batch("PRAGMA synchronous = FULL").map_err(self.failed(op))?;
+        let done = self.transact(op, work);
+        self.connection.execute_batch("PRAGMA synchronous = NORMAL").map_err(self.failed(op))?;
+        done
     }
 
     pub(crate) fn transact<T>(

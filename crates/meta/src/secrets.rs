@@ -32,7 +32,7 @@ impl Index {
         at: Timestamp,
     ) -> Result<bool> {
         let (mut new, key) = (false, params![owner.as_str(), name.as_str(), sealed, at.0]);
-        self.transact("set a secret", |transaction| {
+        self.transact_lasting("set a secret", |transaction| {
             let there = "SELECT 1 FROM secrets WHERE owner = ?1 AND name = ?2";
             let there = transaction.query_row(there, params![owner.as_str(), name.as_str()], |_| Ok(()));
             new = there.optional()?.is_none();
@@ -71,9 +71,10 @@ impl Index {
     /// # Errors
     /// Those of the file.
     pub fn remove_secret(&mut self, owner: &Owner, name: &SecretName) -> Result<bool> {
-        let sql = "DELETE FROM secrets WHERE owner = ?1 AND name = ?2";
-        let count = self.connection.execute(sql, params![owner.as_str(), name.as_str()]);
-        count.map(|n| n > 0).map_err(self.failed("forget a secret"))
+        self.transact_lasting("forget a secret", |transaction| {
+            let sql = "DELETE FROM secrets WHERE owner = ?1 AND name = ?2";
+            Ok(transaction.execute(sql, params![owner.as_str(), name.as_str()])? > 0)
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 //! # Durability
 //! What a key may do must not come back with a power cut, so these verbs are synced, unlike the others.
 
-use rusqlite::{Transaction, params};
+use rusqlite::params;
 use types::{Owner, Timestamp};
 
 use crate::error::Result;
@@ -30,7 +30,7 @@ impl Index {
     /// # Errors
     /// `Conflict` when somebody else has that key.
     pub fn put_user(&mut self, row: &UserRow) -> Result<()> {
-        self.synced("record a user", |transaction| {
+        self.transact_lasting("record a user", |transaction| {
             let sql = "INSERT INTO users (name, key_hash, quota_json, created_at_ms, rotated_at_ms) \
                        VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (name) DO UPDATE SET key_hash = excluded.key_hash, \
                        quota_json = excluded.quota_json, rotated_at_ms = excluded.rotated_at_ms";
@@ -70,22 +70,11 @@ impl Index {
     /// # Errors
     /// Those of the file.
     pub fn remove_user(&mut self, name: &Owner) -> Result<bool> {
-        self.synced("forget a user", |transaction| {
+        self.transact_lasting("forget a user", |transaction| {
             transaction.execute("DELETE FROM events WHERE owner = ?1", [name.as_str()])?;
             transaction.execute("DELETE FROM tasks WHERE owner = ?1", [name.as_str()])?;
             Ok(transaction.execute("DELETE FROM users WHERE name = ?1", [name.as_str()])? > 0)
         })
-    }
-
-    fn synced<T>(
-        &mut self,
-        op: &'static str,
-        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
-    ) -> Result<T> {
-        self.connection.execute_batch("PRAGMA synchronous = FULL").map_err(self.failed(op))?;
-        let done = self.transact(op, work);
-        self.connection.execute_batch("PRAGMA synchronous = NORMAL").map_err(self.failed(op))?;
-        done
     }
 }
 
