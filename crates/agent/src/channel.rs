@@ -235,7 +235,7 @@ impl Agent {
     fn take_network(&mut self, attach: &Attach, warnings: &mut Vec<String>) {
         match &attach.net {
             Some(told) if self.net.as_ref() == Some(told) => {}
-            Some(told) => network::assume(Path::new("/"), told, warnings),
+            Some(told) => network::assume(Path::new("/"), self.net.as_ref(), told, warnings),
             None if attach.identity.is_some() && self.net.is_some() => network::forget(warnings),
             None => return,
         }

@@ -14,9 +14,9 @@ use crate::identity::{Warnings, write_if_changed};
 const LINK: &str = "eth0";
 const RESOLV_CONF: &str = "etc/resolv.conf";
 
-/// Sets the card, and where names are asked for in the file system at `root`.
-pub fn assume(root: &Path, told: &Net, warnings: &mut Warnings) {
-    if let Err(error) = set_link(told) {
+/// Sets the card, and where names are asked for in the file system at `root`. `before`: what it was set to last.
+pub fn assume(root: &Path, before: Option<&Net>, told: &Net, warnings: &mut Warnings) {
+    if let Err(error) = set_link(before, told) {
         warnings.push(format!("network: {error}"));
     }
     if let Err(error) = set_resolver(root, &told.dns) {
@@ -26,8 +26,8 @@ pub fn assume(root: &Path, told: &Net, warnings: &mut Warnings) {
 
 /// Has no network: what a source's card was set to is not its copy's.
 pub fn forget(warnings: &mut Warnings) {
-    let Ok(link) = link_number() else { return };
     let forgotten = Netlink::open().and_then(|mut netlink| {
+        let Ok(link) = netlink.link_named(LINK) else { return Ok(()) };
         clear(&mut netlink, link, &[])?;
         netlink.set_link(link, false, None, None)
     });
@@ -36,20 +36,20 @@ pub fn forget(warnings: &mut Warnings) {
     }
 }
 
-fn link_number() -> io::Result<u32> {
-    let text = fs::read_to_string(format!("/sys/class/net/{LINK}/ifindex"))?;
-    text.trim().parse().map_err(io::Error::other)
-}
-
-fn set_link(told: &Net) -> io::Result<()> {
-    let link = link_number()?;
+fn set_link(before: Option<&Net>, told: &Net) -> io::Result<()> {
     let mut netlink = Netlink::open()?;
-    // No address of its own making: one made from the hardware address would stay when that changes. Not there in
-    // a kernel without IPv6.
-    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{LINK}/addr_gen_mode"), "1");
-    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{LINK}/accept_ra"), "0");
+    let link = netlink.link_named(LINK)?;
+    if before.is_none() {
+        // No address of its own making: one made from the hardware address would stay when that changes. Not there in
+        // a kernel without IPv6.
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{LINK}/addr_gen_mode"), "1");
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{LINK}/accept_ra"), "0");
+    }
     let wanted: Vec<LinkAddress> = told.addresses.iter().map(|address| alone(link, *address)).collect();
-    clear(&mut netlink, link, &wanted)?;
+    // A card that was set to no address is a template's, in which nobody was.
+    if before.is_none_or(|before| !before.addresses.is_empty()) {
+        clear(&mut netlink, link, &wanted)?;
+    }
     netlink.set_link(link, true, Some(told.mac.0), Some(told.mtu))?;
     for address in wanted {
         netlink.add_address(address)?;

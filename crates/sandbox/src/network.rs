@@ -211,10 +211,10 @@ pub(crate) fn told(manifest: &Manifest) -> Option<wire::Net> {
     reaches.then(|| told_of(&address(&manifest.id)))
 }
 
-/// What a template's guest is told: an address on a line that leads nowhere, so that every copy begins with a card
-/// that is on, and has less of its own.
+/// What a template's guest is told, on a line that leads nowhere, so that every copy begins with a card that is on, and
+/// has less of its own: no addresses and routes, which the copy would take away again before it gets its own.
 pub(crate) fn told_to_template() -> wire::Net {
-    told_of(&Address::of(&[0; 32]))
+    wire::Net { addresses: Vec::new(), gateways: Vec::new(), ..told_of(&Address::of(&[0; 32])) }
 }
 
 fn told_of(address: &Address) -> wire::Net {

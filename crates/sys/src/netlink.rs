@@ -96,6 +96,14 @@ impl Netlink {
         Ok(Self { socket, sequence: 0, buffer: vec![0; 64 * 1024] })
     }
 
+    /// The number of the link of that name.
+    ///
+    /// # Errors
+    /// `ENODEV` where there is none.
+    pub fn link_named(&self, name: &str) -> io::Result<u32> {
+        Ok(rustix::net::netdevice::name_to_index(&self.socket, name)?)
+    }
+
     /// Waits until addresses came or went.
     ///
     /// # Errors

@@ -180,7 +180,9 @@ impl MachineSpec {
             // The kernel's self-tests of its ciphers are a sixth of a boot under emulation.
             words.push("cryptomgr.notests");
             if self.accel == Accel::Tcg {
-                words.push("no_timer_check");
+                // What mitigations hold off is the speculation of a processor that this guest does not run on. Not on Arm,
+                // where the command line is a part of what a saved state was made with. See decision 0074.
+                words.push("no_timer_check mitigations=off");
             }
         }
         let rate = self.tsc_khz.filter(|_| self.arch == Arch::Amd64 && self.accel == Accel::Tcg);
