@@ -234,8 +234,6 @@ impl Machine {
                 if spec.incoming {
                     let events = json!({"capabilities": [{"capability": "events", "state": true}]});
                     commands.push(Command::with("migrate-set-capabilities", events));
-                    // Who is at the other end of its line knows it without being told, and telling keeps the guest from work.
-                    commands.push(Command::with("migrate-set-parameters", json!({"announce-rounds": 0})));
                 }
                 qmp.call_all(OP, commands).await?;
                 Ok((qmp, pid))

@@ -12,7 +12,7 @@ use crate::sample::{Sample, mib};
 use crate::table::{Row, Target};
 
 /// Sandboxes for each run asked for.
-const A_RUN: usize = 40;
+const A_RUN: usize = 20;
 /// Whose they are, in turn.
 const USERS: usize = 6;
 /// Made at the same time: what waits for the guest need not wait alone.
