@@ -325,7 +325,7 @@ impl Services {
         require_space(&self.store, least, what)
     }
 
-    /// The index, for a call that ends in well under a millisecond.
+    /// The index, for a call that ends in well under a millisecond; one that is synced takes as long as the disk.
     pub(crate) fn index(&self) -> MutexGuard<'_, Index> {
         // A panic while it was held cannot have left a transaction half done.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
