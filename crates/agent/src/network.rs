@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
+use rustix::io::Errno;
 use sys::netlink::{LinkAddress, Netlink};
 use wire::Net;
 
@@ -27,7 +28,10 @@ pub fn assume(root: &Path, before: Option<&Net>, told: &Net, warnings: &mut Warn
 /// Has no network: what a source's card was set to is not its copy's.
 pub fn forget(warnings: &mut Warnings) {
     let forgotten = Netlink::open().and_then(|mut netlink| {
-        let Ok(link) = netlink.link_named(LINK) else { return Ok(()) };
+        let link = match netlink.link_named(LINK) {
+            Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => return Ok(()),
+            link => link?,
+        };
         clear(&mut netlink, link, &[])?;
         netlink.set_link(link, false, None, None)
     });
@@ -45,16 +49,21 @@ fn set_link(before: Option<&Net>, told: &Net) -> io::Result<()> {
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{LINK}/addr_gen_mode"), "1");
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{LINK}/accept_ra"), "0");
     }
+    // A template's card, in which nobody was: it has no address, and its gateways are everybody's.
+    let newborn = before.filter(|before| before.addresses.is_empty());
+    let led = newborn.is_some_and(|newborn| newborn.gateways == told.gateways);
     let wanted: Vec<LinkAddress> = told.addresses.iter().map(|address| alone(link, *address)).collect();
-    // A card that was set to no address is a template's, in which nobody was.
-    if before.is_none_or(|before| !before.addresses.is_empty()) {
-        clear(&mut netlink, link, &wanted)?;
+    match newborn {
+        None => clear(&mut netlink, link, &wanted)?,
+        // With the link go its ways.
+        Some(_) if !led => netlink.set_link(link, false, None, None)?,
+        Some(_) => {}
     }
     netlink.set_link(link, true, Some(told.mac.0), Some(told.mtu))?;
     for address in wanted {
         netlink.add_address(address)?;
     }
-    for gateway in &told.gateways {
+    for gateway in told.gateways.iter().filter(|_| !led) {
         netlink.add_neighbour_route(link, *gateway)?;
         netlink.add_default_route(link, *gateway)?;
     }

@@ -5,15 +5,14 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Command, Stdio};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
 use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
-use sys::guest_process::{CHDIR_REFUSED, Persona, spawn};
+use sys::guest_process::{CHDIR_REFUSED, Persona, Program, spawn};
 use wire::{ErrorCode, Failure, Tty};
 
 use crate::failure::{failure, failure_io};
@@ -82,7 +81,7 @@ pub fn start(launch: &Launch<'_>) -> Result<Started, Failure> {
         Some(argv) => argv.to_vec(),
         None => vec![user.shell.clone(), "-l".to_string()],
     };
-    let Some((program, arguments)) = argv.split_first().filter(|(program, _)| !program.is_empty()) else {
+    let Some(program) = argv.first().filter(|program| !program.is_empty()) else {
         return Err(failure(ErrorCode::BadRequest, "command", "is empty"));
     };
     let has_nul = |text: &String| text.contains('\0');
@@ -96,17 +95,15 @@ pub fn start(launch: &Launch<'_>) -> Result<Started, Failure> {
     }
     let wanted_cwd = launch.cwd.or(launch.defaults.cwd.as_deref());
     let cwd = working_directory(wanted_cwd, &user)?;
-    let mut command = Command::new(program);
-    command.args(arguments).env_clear().envs(environment(launch, &user));
     let io_failure = |error: io::Error| failure_io(program, &error);
-    let ends = connect(launch.wiring, user.uid, &mut command).map_err(io_failure)?;
+    let environment = environment(launch, &user);
+    let (ends, streams) = connect(launch.wiring, user.uid).map_err(io_failure)?;
+    let command = Program::new(&argv, &environment, streams).map_err(io_failure)?;
     let terminal = matches!(launch.wiring, Wiring::Terminal(_));
     let persona = Persona { uid: user.uid, gid: user.gid, groups: user.groups, cwd, terminal };
-    let spawned = spawn(&mut command, persona);
+    let spawned = spawn(&command, &persona);
     drop(command); // and with it this process's copies of the other ends
-    let child = spawned.map_err(|error| exec_failure(program, wanted_cwd.unwrap_or(&user.home), &error))?;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| failure(ErrorCode::Io, program, "has no process number"))?;
+    let pid = spawned.map_err(|error| exec_failure(program, wanted_cwd.unwrap_or(&user.home), &error))?;
     Ok(Started { pid, argv, feed: ends.feed, stdout: ends.stdout, stderr: ends.stderr })
 }
 
@@ -177,26 +174,25 @@ struct Ends {
     stderr: Option<OwnedFd>,
 }
 
-fn connect(wiring: Wiring<'_>, uid: u32, command: &mut Command) -> io::Result<Ends> {
+/// This process's ends of a command's streams, and the command's.
+fn connect(wiring: Wiring<'_>, uid: u32) -> io::Result<(Ends, [OwnedFd; 3])> {
     match wiring {
         Wiring::Apart { stdin } => {
-            let feed = if stdin {
+            let (feed, input) = if stdin {
                 let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-                command.stdin(reader);
-                Some(non_blocking(writer)?)
+                (Some(non_blocking(writer)?), reader)
             } else {
-                command.stdin(Stdio::null());
-                None
+                (None, nothing()?)
             };
-            let (stdout, stdout_writer) = pipe_with(PipeFlags::CLOEXEC)?;
-            let (stderr, stderr_writer) = pipe_with(PipeFlags::CLOEXEC)?;
-            command.stdout(stdout_writer).stderr(stderr_writer);
-            Ok(Ends { feed, stdout: non_blocking(stdout)?, stderr: Some(non_blocking(stderr)?) })
+            let (stdout, output) = pipe_with(PipeFlags::CLOEXEC)?;
+            let (stderr, errors) = pipe_with(PipeFlags::CLOEXEC)?;
+            let ends = Ends { feed, stdout: non_blocking(stdout)?, stderr: Some(non_blocking(stderr)?) };
+            Ok((ends, [input, output, errors]))
         }
         Wiring::Together => {
             let (stdout, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-            command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-            Ok(Ends { feed: None, stdout: non_blocking(stdout)?, stderr: None })
+            let ends = Ends { feed: None, stdout: non_blocking(stdout)?, stderr: None };
+            Ok((ends, [nothing()?, writer.try_clone()?, writer]))
         }
         Wiring::Terminal(tty) => {
             let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
@@ -204,14 +200,18 @@ fn connect(wiring: Wiring<'_>, uid: u32, command: &mut Command) -> io::Result<En
             tcsetwinsize(&master, window(tty.rows, tty.cols))?;
             let name = ptsname(&master, Vec::new())?;
             let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-            let slave = rustix::fs::open(&name, flags, rustix::fs::Mode::empty())?;
+            let slave = rustix::fs::open(&name, flags, Mode::empty())?;
             let (owner, group) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(TTY_GROUP));
             rustix::fs::fchown(&slave, Some(owner), Some(group))?;
-            command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
             let master = non_blocking(master)?;
-            Ok(Ends { feed: Some(master.try_clone()?), stdout: master, stderr: None })
+            let ends = Ends { feed: Some(master.try_clone()?), stdout: master, stderr: None };
+            Ok((ends, [slave.try_clone()?, slave.try_clone()?, slave]))
         }
     }
+}
+
+fn nothing() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// A terminal's shape as the kernel takes it.

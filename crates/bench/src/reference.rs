@@ -106,6 +106,7 @@ impl Reference {
             config: Some(PathBuf::from(layout::CONFIG_DRIVE)),
             volumes: Vec::new(),
             nic: None,
+            announces: false,
             tsc_khz: vm::host_tsc_khz(),
             incoming,
         })
@@ -162,6 +163,7 @@ impl Reference {
             root: Some(root),
             // The state that is loaded has one.
             nic: Some(Nic::Nothing),
+            announces: false,
             tsc_khz: None,
             ..self.spec(true)?
         };

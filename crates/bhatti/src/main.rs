@@ -16,6 +16,7 @@ mod table;
 mod terminal;
 mod verbs;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -66,9 +67,11 @@ fn main() -> ExitCode {
 
 /// Lets through, between standard input and output, what the orders in the arguments allow.
 fn net_relay() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(2).collect();
+    let mut words = std::env::args_os().skip(2);
+    let passt = PathBuf::from(words.next().unwrap_or_default());
+    let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
     let relayed = net::Orders::from_words(&words).and_then(|orders| {
-        net::relay(orders).map_err(|error| match std::error::Error::source(&error) {
+        net::relay(&passt, orders).map_err(|error| match std::error::Error::source(&error) {
             Some(cause) => format!("{error}: {cause}"),
             None => error.to_string(),
         })

@@ -48,7 +48,11 @@ fn whatever_becomes_of_it(mode: &str) {
     assert_eq!(made["warnings"], serde_json::Value::Null, "{made}");
     let own = names(&host, "a");
     assert_eq!(own.1, format!("{}/32", ip(&host, "a")));
+    assert_eq!(lab.line_pids().len(), 1, "its relay; passt comes with the first packet for the world");
+    assert_eq!(reached(&host, "a", &NEVER), [""; 0]);
+    assert_eq!(lab.line_pids().len(), 1, "none of these was one");
     reaches_the_world_alone(&host, "a", "fresh");
+    assert_eq!(lab.line_pids().len(), 2);
     assert_eq!(host.sh("a", "curl -sg -m 20 http://web.example/"), "world");
     assert_eq!(host.sh("a", "getent hosts nowhere.example || echo none"), "none");
 

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!  guest ── virtio-net ── VMM ══ socket pair ══ relay ══ socket pair ══ passt ── sockets of the host ── world
-//!                         fd 1                  fd 0, 1                  fd 0
+//!                         fd 1                  fd 0                     fd 0
 //! ```
-//! The relay looks at every packet that the guest sends and lets through what its sandbox may reach; passt opens
-//! connections in the guest's place. Neither needs root, and neither knows more than this one sandbox, and in mode
+//! The relay looks at every packet that the guest sends and lets through what its sandbox may reach; passt, which it
+//! starts with the first of those, opens connections in the guest's place. Neither needs root, and neither knows more than this one sandbox, and in mode
 //! `bridge` the names of its siblings, to whom the relay hands packets itself.
 //!
 //! # Invariants
@@ -13,8 +13,8 @@
 //! - The host's own addresses, loopback, link-local addresses and those of metadata services are reached by no rule
 //!   whatever ([`reach`]).
 //! - A packet reaches another sandbox only if both are of one owner, and only from the address that is its sender's.
-//! - Both processes end when the socket to the VMM does, and so with the VMM, whatever becomes of the daemon. Nothing
-//!   of them is in any file but a name for siblings, which the daemon makes anew when it starts.
+//! - The relay ends when the socket to the VMM does, and so with the VMM, whatever becomes of the daemon, and passt
+//!   when the relay does. Nothing of them is in any file but a name for siblings, which the daemon makes anew when it starts.
 
 mod address;
 mod error;

@@ -16,7 +16,8 @@ const ICMP6: u8 = 58;
 /// What a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Packet<'a> {
-    /// A question or answer about hardware addresses on this line: ARP, or its like in IPv6.
+    /// A question or answer about hardware addresses on this line: ARP, or its like in IPv6. What a host only announces of
+    /// itself is not one: nobody on a line for two waits for that.
     Neighbour,
     /// To or from somewhere.
     Ip(Ip<'a>),
@@ -47,9 +48,17 @@ pub(crate) struct Udp<'a> {
 pub(crate) fn look(frame: &[u8]) -> Packet<'_> {
     let Some((header, body)) = frame.split_first_chunk::<ETHERNET>() else { return Packet::Other };
     match [header[12], header[13]] {
-        ARP => Packet::Neighbour,
+        ARP => arp(body),
         IPV4 => ipv4(body).map_or(Packet::Other, Packet::Ip),
         IPV6 => ipv6(body),
+        _ => Packet::Other,
+    }
+}
+
+/// RFC 826: four bytes each of kinds, lengths and operation before the sender's hardware and IP address and the target's.
+fn arp(body: &[u8]) -> Packet<'_> {
+    match (body.get(14..18), body.get(24..28)) {
+        (Some(sender), Some(target)) if sender != target => Packet::Neighbour,
         _ => Packet::Other,
     }
 }
@@ -89,11 +98,18 @@ fn ipv6(packet: &[u8]) -> Packet<'_> {
         octets.copy_from_slice(&header[at..at + 16]);
         Ipv6Addr::from(octets)
     };
-    // Solicitations and advertisements of neighbours (RFC 4861), which never crossed a router.
-    if header[6] == ICMP6 && header[7] == 255 && matches!(body.first(), Some(135 | 136)) {
-        return Packet::Neighbour;
+    let (from, to) = (address(8), address(24));
+    // Solicitations and advertisements of neighbours (RFC 4861), which never crossed a router. Who solicits without an
+    // address asks whether another has the one that it means to take; who advertises to all was not asked.
+    if header[6] == ICMP6 && header[7] == 255 {
+        match body.first() {
+            Some(135) if !from.is_unspecified() => return Packet::Neighbour,
+            Some(136) if !to.is_multicast() => return Packet::Neighbour,
+            Some(135 | 136) => return Packet::Other,
+            _ => {}
+        }
     }
-    Packet::Ip(Ip { from: address(8).into(), to: address(24).into(), udp: None, whole: packet })
+    Packet::Ip(Ip { from: from.into(), to: to.into(), udp: None, whole: packet })
 }
 
 impl Ip<'_> {
@@ -279,6 +295,35 @@ mod tests {
         let mut frame = udp(("1.1.1.1", 1), ("2.2.2.2", 2), &[0; 64]);
         frame[12..14].copy_from_slice(&IPV6);
         assert_eq!(look(&frame), Packet::Other);
+    }
+
+    #[test]
+    fn who_only_announces_itself_asks_for_nothing() {
+        let arp = |operation: u8, from: u8, to: u8| {
+            let mut frame = vec![0xff; 12];
+            frame.extend(ARP);
+            frame.extend([0, 1, 8, 0, 6, 4, 0, operation, 2, 2, 2, 2, 2, 2, 198, 19, 0, from]);
+            frame.extend([0, 0, 0, 0, 0, 0, 198, 19, 0, to]);
+            frame
+        };
+        assert_eq!(look(&arp(1, 2, 1)), Packet::Neighbour);
+        assert_eq!(look(&arp(2, 2, 1)), Packet::Neighbour);
+        assert_eq!(look(&arp(1, 2, 2)), Packet::Other);
+        assert_eq!(look(&arp(2, 2, 2)), Packet::Other);
+        assert_eq!(look(&arp(1, 2, 1)[..41]), Packet::Other, "cut short");
+        let ndp = |kind: u8, from: &str, to: &str| {
+            let mut frame = udp((from, 0), (to, 0), &[0; 16]);
+            (frame[ETHERNET + 6], frame[ETHERNET + 7], frame[ETHERNET + 40]) = (ICMP6, 255, kind);
+            frame
+        };
+        assert_eq!(look(&ndp(135, "fd62::1", "ff02::1:ff00:2")), Packet::Neighbour);
+        assert_eq!(look(&ndp(136, "fd62::1", "fd62::2")), Packet::Neighbour);
+        assert_eq!(look(&ndp(135, "::", "ff02::1:ff00:1")), Packet::Other);
+        assert_eq!(look(&ndp(136, "fd62::1", "ff02::1")), Packet::Other);
+        // Too far from home for a neighbour.
+        let mut far = ndp(135, "fd62::1", "ff02::1:ff00:2");
+        far[ETHERNET + 7] = 254;
+        assert!(matches!(look(&far), Packet::Ip(_)));
     }
 
     proptest! {

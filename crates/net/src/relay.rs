@@ -1,13 +1,14 @@
 //! The process between a VMM and passt: reads frames from one, judges them, hands them to the other.
 //!
-//! Both speak frames with their length before them (four bytes, big-endian) over a stream. One thread for each
-//! direction, and one that follows the host's addresses as they come and go; in mode `bridge` one for what comes from
-//! siblings and one for what waits for them.
+//! Both speak frames with their length before them (four bytes, big-endian) over a stream. passt is started with the
+//! first packet that is for it: most sandboxes run for a while before they say anything to the world, and some never do.
+//! One thread for each direction, and one that follows the host's addresses as they come and go; in mode `bridge` one for
+//! what comes from siblings and one for what waits for them.
 
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, ToSocketAddrs as _};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -23,19 +24,22 @@ use crate::filter::{Verdict, learn, outbound};
 use crate::pacer::Pacer;
 use crate::reach::Reach;
 use crate::switch::Switch;
+use crate::user::start_passt;
 
 /// The longest frame that either end makes: the largest IP packet and its Ethernet header, with room.
 const MOST: usize = 70_000;
 /// How much is read at once, and room for that beside a frame that is not whole yet.
 const BUFFER: usize = 256 * 1024;
 
-/// What a relay is told: how fast, among whom, where to.
+/// What a relay is told: for whom, how fast, among whom, where to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Orders {
     /// What may pass in each direction.
     pub rate: Rate,
-    /// Its sandbox's own address, where siblings are to be reached: they are found in the working directory.
-    pub among: Option<Address>,
+    /// Its sandbox's own address.
+    pub own: Address,
+    /// Whether siblings are to be reached: they are found in the working directory.
+    pub among: bool,
     /// What may be reached in the world.
     pub egress: Egress,
 }
@@ -44,8 +48,8 @@ impl Orders {
     /// As arguments of a command.
     #[must_use]
     pub fn words(&self) -> Vec<String> {
-        let among = self.among.map_or_else(|| ALONE.to_owned(), |own| own.to_string());
-        let first = [self.rate.to_string(), among];
+        let among = if self.among { AMONG } else { ALONE };
+        let first = [self.rate.to_string(), self.own.to_string(), among.to_owned()];
         first.into_iter().chain(self.egress.words()).collect()
     }
 
@@ -54,19 +58,25 @@ impl Orders {
     /// # Errors
     /// What is wrong with them, for people.
     pub fn from_words(words: &[String]) -> std::result::Result<Self, String> {
-        let [rate, among, rules @ ..] = words else {
-            return Err("a rate, an address and rules are needed".to_owned());
+        let [rate, own, among, rules @ ..] = words else {
+            return Err("a rate, an address, the company and rules are needed".to_owned());
         };
         Ok(Self {
             rate: rate.parse().map_err(|error: types::InvalidSpec| error.to_string())?,
-            among: if among == ALONE { None } else { Some(among.parse()?) },
+            own: own.parse()?,
+            among: match among.as_str() {
+                AMONG => true,
+                ALONE => false,
+                other => return Err(format!("{other}: {AMONG} or {ALONE}")),
+            },
             egress: Egress::from_words(rules).map_err(|error| error.to_string())?,
         })
     }
 }
 
-/// Stands where an address would, for a sandbox without siblings.
-const ALONE: &str = "-";
+/// The company of a sandbox.
+const AMONG: &str = "among";
+const ALONE: &str = "alone";
 
 /// What both directions look at.
 struct Shared {
@@ -83,28 +93,47 @@ impl Shared {
     }
 }
 
-/// Relays between the VMM at standard input and passt at standard output until one of them is gone, letting the rate pass
-/// in each direction. What comes faster waits at its sender, whom TCP tells.
+/// passt, once it is there.
+struct World<'a> {
+    passt: &'a Path,
+    own: Address,
+    line: Option<UnixStream>,
+}
+
+impl World<'_> {
+    /// The line to passt, which is started if it is not there; `listen` then hears what comes from it.
+    fn line(&mut self, listen: impl FnOnce(UnixStream)) -> io::Result<&mut UnixStream> {
+        if self.line.is_none() {
+            let (ours, passts) = UnixStream::pair()?;
+            start_passt(self.passt, passts, &self.own).map_err(io::Error::other)?;
+            listen(ours.try_clone()?);
+            self.line = Some(ours);
+        }
+        self.line.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+/// Relays between the VMM at standard input and `passt`, a program that is started when it is needed, until one of them
+/// is gone, letting the rate pass in each direction. What comes faster waits at its sender, whom TCP tells.
 ///
 /// # Errors
-/// The two are no sockets, the host's addresses cannot be read (without knowing them nothing is let through), or the
-/// working directory is none where siblings are.
-pub fn relay(orders: Orders) -> Result<()> {
+/// Standard input is no socket, the host's addresses cannot be read (without knowing them nothing is let through), the
+/// working directory is none where siblings are, or passt could not be started.
+pub fn relay(passt: &Path, orders: Orders) -> Result<()> {
     let io = |op| move |source| Error::Io { op, source };
-    let Orders { rate, among, egress } = orders;
+    let Orders { rate, own, among, egress } = orders;
     // Nothing that this process could be made to execute has more rights than it has, and no other of its user, which
     // are the relays of other owners, looks into it.
     rustix::thread::set_no_new_privs(true)
         .and_then(|()| rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable))
         .map_err(|error| Error::Io { op: "giving up rights", source: error.into() })?;
-    let vmm = stream(io::stdin().as_fd()).map_err(io("the VMM's end"))?;
-    let passt = stream(io::stdout().as_fd()).map_err(io("passt's end"))?;
+    let vmm = vmm().map_err(io("the VMM's end"))?;
     // Listening begins before the first look, so that no change falls between the two.
     let mut news = Netlink::listening_for_addresses().map_err(io("following the host's addresses"))?;
     let host = host_addresses().map_err(io("reading the host's addresses"))?;
     let named = Reach::new(egress);
     let (names, has_names) = (named.names(), named.has_names());
-    let switch = among.map(|own| Switch::open(place()?, own)).transpose()?;
+    let switch = if among { Some(Switch::open(place()?, own)?) } else { None };
     let shared = Arc::new(Shared {
         switch,
         reach: RwLock::new(named),
@@ -139,14 +168,16 @@ pub fn relay(orders: Orders) -> Result<()> {
         });
         std::thread::spawn(move || courier.switch.as_ref().map(Switch::deliver));
     }
-    let inward = Arc::clone(&shared);
-    let from_passt = passt.try_clone().map_err(io("passt's end"))?;
-    std::thread::spawn(move || {
-        let _gone = to_guest(from_passt, &inward, has_names, Pacer::new(rate));
-        std::process::exit(0);
-    });
-    let _gone = from_guest(vmm, passt, &shared, Pacer::new(rate));
-    Ok(())
+    let listen = |line: UnixStream| {
+        let inward = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            let _gone = to_guest(line, &inward, has_names, Pacer::new(rate));
+            std::process::exit(0);
+        });
+    };
+    let gone = from_guest(vmm, World { passt, own, line: None }, listen, &shared, Pacer::new(rate));
+    // That the VMM or passt is gone is how it ends; that passt could not be started is what to tell.
+    gone.err().and_then(|error| error.downcast().ok()).map_or(Ok(()), Err)
 }
 
 /// The directory that this process was started in, which is held from now on but not stood in.
@@ -157,8 +188,8 @@ fn place() -> Result<ProcFdPath> {
     Ok(place)
 }
 
-fn stream(fd: BorrowedFd<'_>) -> io::Result<UnixStream> {
-    let stream = UnixStream::from(fd.try_clone_to_owned()?);
+fn vmm() -> io::Result<UnixStream> {
+    let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     // That it is one.
     stream.peer_addr()?;
     Ok(stream)
@@ -168,7 +199,13 @@ fn host_addresses() -> io::Result<HashSet<IpAddr>> {
     Ok(Netlink::open()?.addresses()?.into_iter().map(|at| at.address).collect())
 }
 
-fn from_guest(vmm: UnixStream, mut passt: UnixStream, shared: &Shared, mut pacer: Pacer) -> io::Result<()> {
+fn from_guest(
+    vmm: UnixStream,
+    mut world: World<'_>,
+    listen: impl Fn(UnixStream),
+    shared: &Shared,
+    mut pacer: Pacer,
+) -> io::Result<()> {
     let mut frames = Frames::new(vmm, pacer.at_once(BUFFER));
     let (mut passed, mut answers) = (Vec::new(), Vec::new());
     loop {
@@ -193,8 +230,10 @@ fn from_guest(vmm: UnixStream, mut passt: UnixStream, shared: &Shared, mut pacer
             }
         }
         pacer.wait(passed.len() + to_siblings, packets);
-        passt.write_all(&passed)?;
-        passed.clear();
+        if !passed.is_empty() {
+            world.line(&listen)?.write_all(&passed)?;
+            passed.clear();
+        }
         if !answers.is_empty() {
             shared.to_guest().write_all(&answers)?;
             answers.clear();
@@ -325,16 +364,22 @@ mod tests {
 
     #[test]
     fn orders_are_read_as_they_were_written() {
-        let among = [None, Some(Address::of(&[7; 32]))];
+        let own = Address::of(&[7; 32]);
         for (rate, words) in [("1M:20000", &["public"][..]), ("unlimited", &["pypi.org", "10.0.0.0/8"])] {
-            for among in among {
+            for among in [true, false] {
                 let egress = Egress::from_words(words).unwrap();
-                let orders = Orders { rate: rate.parse().unwrap(), among, egress };
+                let orders = Orders { rate: rate.parse().unwrap(), own, among, egress };
                 assert_eq!(Orders::from_words(&orders.words()), Ok(orders));
             }
         }
-        for bad in [&["1M"][..], &["1M", "x", "public"], &["fast", "-", "public"], &["1M", "-", "1.1.1.1/40"]]
-        {
+        let own = own.to_string();
+        for bad in [
+            &["1M", &own][..],
+            &["1M", "x", "alone", "public"],
+            &["1M", &own, "x", "public"],
+            &["fast", &own, "alone", "public"],
+            &["1M", &own, "alone", "1.1.1.1/40"],
+        ] {
             let words: Vec<String> = bad.iter().map(|word| (*word).to_owned()).collect();
             assert!(Orders::from_words(&words).is_err(), "{bad:?}");
         }

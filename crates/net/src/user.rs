@@ -1,5 +1,5 @@
-//! The processes of a line: passt of the distribution, one for each running sandbox, with the relay before it. Both modes
-//! have them; in mode `bridge` the relay stands among those of its siblings.
+//! The processes of a line: a relay for each running sandbox, and behind it passt of the distribution, which the relay
+//! starts when it is needed. Both modes have them; in mode `bridge` the relay stands among those of its siblings.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -21,6 +21,7 @@ use crate::relay::Orders;
 pub(crate) const NOBODY: u32 = 65_534;
 /// How much of what passt said goes into a message.
 const LOG_TAIL: u64 = 2048;
+const MISSING: Error = Error::Missing { program: "passt", package: "passt" };
 
 /// The programs that it takes.
 #[derive(Debug, Clone)]
@@ -37,11 +38,8 @@ impl User {
     /// `Missing`.
     pub fn find(relay: Vec<String>) -> Result<Self> {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let runs = |file: &PathBuf| {
-            file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-        };
-        let passt = std::env::split_paths(&path).map(|dir| dir.join("passt")).find(runs);
-        let passt = passt.ok_or(Error::Missing { program: "passt", package: "passt" })?;
+        let passt = std::env::split_paths(&path).map(|dir| dir.join("passt")).find(|file| runs(file));
+        let passt = passt.ok_or(MISSING)?;
         Ok(Self { passt, relay, as_root: rustix::process::geteuid().is_root() })
     }
 
@@ -51,57 +49,54 @@ impl User {
         &self.passt
     }
 
-    /// Starts passt and the relay at the far end of a line; `among` is the directory of the siblings where the orders name
-    /// any. What they have to say goes to `log`.
+    /// Starts the relay at the far end of a line; `among` is the directory of the siblings where the orders say that there
+    /// are any. What it and passt have to say goes to `log`.
     ///
     /// # Errors
-    /// `Spawn`, `Io`.
+    /// `Missing`, `Spawn`, `Io`.
     pub fn connect(
         &self,
         far: FarEnd,
-        address: &Address,
         orders: &Orders,
         among: Option<&ProcFdPath>,
         log: &Path,
     ) -> Result<Line> {
-        let io = |op| move |source| Error::Io { op, source };
+        // The relay finds out when a guest waits for it, which is late.
+        if !runs(&self.passt) {
+            return Err(MISSING);
+        }
         let words = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(log);
-        let words = words.map_err(io("opening the log of the network"))?;
-        let again = || words.try_clone().map_err(io("opening the log of the network"));
-        let (relays, passts) = UnixStream::pair().map_err(io("making a socket pair"))?;
-        let relay = self.start_relay(far, relays, orders, among, again()?)?;
-        let passt = self.start_passt(passts, address, again()?)?;
-        Ok(Line { children: [("passt", passt), ("the relay", relay)], log: log.to_owned() })
-    }
-
-    fn start_relay(
-        &self,
-        far: FarEnd,
-        relays: UnixStream,
-        orders: &Orders,
-        among: Option<&ProcFdPath>,
-        log: File,
-    ) -> Result<Child> {
+        let words = words.map_err(|source| Error::Io { op: "opening the log of the network", source })?;
         let (program, first) = self.relay.split_first().map_or(("", &[][..]), |(a, b)| (a.as_str(), b));
         let mut command = Command::new(program);
         // By its descriptor: whom the relay runs as could not go there by a path.
         let dir = among.map_or_else(|| PathBuf::from("/"), |dir| dir.path_of("."));
-        command.args(first).args(orders.words()).current_dir(dir).process_group(0);
-        command.stdin(Stdio::from(far.0)).stdout(Stdio::from(OwnedFd::from(relays))).stderr(Stdio::from(log));
+        command.args(first).arg(&self.passt).args(orders.words()).current_dir(dir).process_group(0);
+        command.stdin(Stdio::from(far.0)).stdout(Stdio::null()).stderr(Stdio::from(words));
         command.env_clear();
         if self.as_root {
             command.uid(NOBODY).gid(NOBODY);
         }
-        command.spawn().map_err(|source| Error::Spawn { program: program.into(), source })
+        let relay = command.spawn().map_err(|source| Error::Spawn { program: program.into(), source })?;
+        Ok(Line { relay, log: log.to_owned() })
     }
+}
 
-    fn start_passt(&self, passts: UnixStream, address: &Address, log: File) -> Result<Child> {
-        let mut command = Command::new(&self.passt);
-        command.args(arguments(address, host_has_v6())).current_dir("/").process_group(0);
-        command.stdin(Stdio::from(OwnedFd::from(passts))).stdout(Stdio::null()).stderr(Stdio::from(log));
-        command.env_clear();
-        command.spawn().map_err(|source| Error::Spawn { program: self.passt.clone(), source })
-    }
+fn runs(file: &Path) -> bool {
+    file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+/// Starts passt at the end of a line, as whoever this process is, with its standard error.
+///
+/// # Errors
+/// `Spawn`.
+pub(crate) fn start_passt(program: &Path, line: UnixStream, own: &Address) -> Result<()> {
+    let mut command = std::process::Command::new(program);
+    command.args(arguments(own, host_has_v6())).current_dir("/");
+    command.stdin(Stdio::from(OwnedFd::from(line))).stdout(Stdio::null()).env_clear();
+    // Nobody waits for it: this process ends when it does.
+    let spawned = command.spawn().map_err(|source| Error::Spawn { program: program.to_owned(), source });
+    spawned.map(drop)
 }
 
 /// Standard input is the line; nothing is handed out (the agent is told all there is to know), nothing is listened on,
@@ -160,24 +155,20 @@ pub fn line() -> Result<(OwnedFd, FarEnd)> {
     Ok((vmm.into(), FarEnd(far.into())))
 }
 
-/// The processes at the far end of a line. Dropping it leaves them: they end with the VMM.
+/// Who is at the far end of a line. Dropping it leaves the relay, which ends with the VMM.
 #[derive(Debug)]
 pub struct Line {
-    children: [(&'static str, Child); 2],
+    relay: Child,
     log: PathBuf,
 }
 
 impl Line {
-    /// Why there is no network after all, if one of them has ended.
+    /// Why there is no network after all, if the relay has ended.
     pub fn trouble(&mut self) -> Option<String> {
-        let ended = self.children.iter_mut().find_map(|(name, child)| match child.try_wait() {
-            Ok(Some(status)) => Some((*name, status)),
-            Ok(None) | Err(_) => None,
-        });
-        let (name, status) = ended?;
+        let status = self.relay.try_wait().ok()??;
         let said = last_words(&self.log);
         let said = if said.is_empty() { format!("it ended with {status}") } else { said };
-        Some(format!("{name} does not run: {said}"))
+        Some(format!("the relay does not run: {said}"))
     }
 }
 
@@ -218,25 +209,31 @@ mod tests {
     async fn a_relay_that_ends_at_once_is_told_with_its_last_words_and_a_line_ends_with_the_vmm() {
         let dir = tempfile::tempdir().unwrap();
         let script = |text: &str| vec!["/bin/sh".to_owned(), "-c".to_owned(), text.to_owned()];
-        // `cat` stands in for both: it ends when its input does.
+        let orders = Orders {
+            rate: types::Rate::UNLIMITED,
+            own: Address::of(&[1; 32]),
+            among: false,
+            egress: types::Egress::public(),
+        };
+        let log = dir.path().join("net.log");
+        // `cat` stands in for the relay: it ends when its input does.
         let user = User { passt: "/bin/true".into(), relay: script("exec cat"), as_root: false };
         let (vmm, far) = line().unwrap();
-        let log = dir.path().join("net.log");
-        let orders = Orders { rate: types::Rate::UNLIMITED, among: None, egress: types::Egress::public() };
-        let mut line = user.connect(far, &Address::of(&[1; 32]), &orders, None, &log).unwrap();
+        let mut line = user.connect(far, &orders, None, &log).unwrap();
+        assert_eq!(line.trouble(), None);
         drop(vmm);
-        for (_, child) in &mut line.children {
-            child.wait().await.unwrap();
-        }
+        line.relay.wait().await.unwrap();
         let failing = User { relay: script("echo no way >&2; exit 3"), ..user };
         let (_vmm, far) = super::line().unwrap();
-        let mut line = failing.connect(far, &Address::of(&[1; 32]), &orders, None, &log).unwrap();
-        line.children[1].1.wait().await.unwrap();
-        line.children[0].1.wait().await.unwrap();
+        let mut line = failing.connect(far, &orders, None, &log).unwrap();
+        line.relay.wait().await.unwrap();
         assert!(line.trouble().unwrap().contains("no way"));
-        let nowhere = User { passt: "/no/such".into(), ..failing };
+        let nowhere = User { relay: vec!["/no/such".to_owned()], ..failing };
         let (_vmm, far) = super::line().unwrap();
-        let error = nowhere.connect(far, &Address::of(&[1; 32]), &orders, None, &log).unwrap_err();
+        let error = nowhere.connect(far, &orders, None, &log).unwrap_err();
         assert!(error.to_string().contains("/no/such"));
+        let (_vmm, far) = super::line().unwrap();
+        let gone = User { passt: "/no/such".into(), ..nowhere };
+        assert!(matches!(gone.connect(far, &orders, None, &log), Err(Error::Missing { .. })));
     }
 }

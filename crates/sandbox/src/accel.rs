@@ -107,6 +107,7 @@ async fn try_kvm(services: &Services, qemu: &Qemu, kernel: &storage::KernelRecor
         volumes: Vec::new(),
         config: None,
         nic: None,
+        announces: false,
         tsc_khz: None,
         incoming: false,
     };

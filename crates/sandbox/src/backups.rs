@@ -355,7 +355,7 @@ impl Host {
                 .hint("leave it out: backups then go where this host keeps them"));
             }
             BackupPlace::At(url) => {
-                let name = self.inner.services.data_dir_id()?;
+                let name = self.inner.services.data_dir_id().await?;
                 open_store(BackupStore::Url(url.clone()), name).await?
             }
         };

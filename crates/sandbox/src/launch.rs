@@ -27,7 +27,7 @@ pub(crate) fn machine_record(qemu: &Qemu, accel: Accel) -> MachineRecord {
             ("root", "virtio-blk"),
             ("config", "virtio-blk"),
             ("agent", "virtio-serial"),
-            (CARD, "virtio-net"),
+            (CARD, network::QUIET_CARD),
         ]
         .into_iter()
         .map(|(id, kind)| DeviceRecord { id: id.into(), kind: kind.into(), port: id.into() })
@@ -109,6 +109,7 @@ impl<'a> Frame<'a> {
             ram_base_writable: !qemu.opens_base_read_only(),
             root: Some(self.root_disk()),
             config: Some(self.config.clone()),
+            announces: network::announces(self.machine),
             nic: network::has_card(self.machine).then_some(if line { Nic::Line } else { Nic::Nothing }),
             volumes: self.volumes.clone(),
             // A guest that sleeps already knows its rate.

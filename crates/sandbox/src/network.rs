@@ -17,6 +17,8 @@ use crate::services::Services;
 
 /// The network card's id among a machine's devices. One that was made before there were any has none.
 pub(crate) const CARD: &str = "nic";
+/// What it is, in the VMM's words; that of a machine from before this was said announces itself.
+pub(crate) const QUIET_CARD: &str = "virtio-net,guest_announce=off";
 /// Guests send packets as large as passt takes: it opens connections in their place, so no wire is in the way.
 const MTU: u32 = 65_520;
 
@@ -200,6 +202,11 @@ pub(crate) fn has_card(machine: &MachineRecord) -> bool {
     machine.devices.iter().any(|device| device.id == CARD)
 }
 
+/// Whether a machine's guest announces itself when its state was loaded.
+pub(crate) fn announces(machine: &MachineRecord) -> bool {
+    machine.devices.iter().any(|device| device.id == CARD && device.kind != QUIET_CARD)
+}
+
 /// The address of a sandbox: made from its id, so that it has the same as long as it is there, and each copy its own.
 pub(crate) fn address(id: &SandboxId) -> Address {
     Address::of(blake3::hash(id.as_str().as_bytes()).as_bytes())
@@ -211,10 +218,10 @@ pub(crate) fn told(manifest: &Manifest) -> Option<wire::Net> {
     reaches.then(|| told_of(&address(&manifest.id)))
 }
 
-/// What a template's guest is told, on a line that leads nowhere, so that every copy begins with a card that is on, and
-/// has less of its own: no addresses and routes, which the copy would take away again before it gets its own.
+/// What a template's guest is told, on a line that leads nowhere, so that every copy begins with a card that is on and
+/// leads to the gateways that all have, and without addresses, which the copy would take away again.
 pub(crate) fn told_to_template() -> wire::Net {
-    wire::Net { addresses: Vec::new(), gateways: Vec::new(), ..told_of(&Address::of(&[0; 32])) }
+    wire::Net { addresses: Vec::new(), ..told_of(&Address::of(&[0; 32])) }
 }
 
 fn told_of(address: &Address) -> wire::Net {
@@ -306,10 +313,11 @@ impl Services {
             let among = among.transpose()?;
             let orders = Orders {
                 rate: self.config.rates.of_net(manifest),
-                among: among.is_some().then_some(own),
+                own,
+                among: among.is_some(),
                 egress: record.egress.clone(),
             };
-            given.user.connect(far, &own, &orders, among.as_ref(), &dir.join(layout::NET_LOG))
+            given.user.connect(far, &orders, among.as_ref(), &dir.join(layout::NET_LOG))
         };
         match connected() {
             Ok(line) => Wired { line: Some(line), failed: None },

@@ -19,6 +19,7 @@ use crate::bucket::{Bucket, Pace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::lease::Leased;
+use crate::services::blocking;
 
 /// How much is let through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,7 +198,19 @@ impl Host {
     ///
     /// # Errors
     /// `NotFound`; `Conflict` when the alias is taken or reserved; `BadRequest` for port 0.
-    pub fn publish(
+    pub async fn publish(
+        &self,
+        owner: &Owner,
+        which: &str,
+        port: u16,
+        alias: Option<Alias>,
+    ) -> Result<(Publication, bool)> {
+        let (host, owner, which) = (self.clone(), owner.clone(), which.to_owned());
+        // Synced, so it may take longer than other words to the index.
+        blocking(move || host.publish_synced(&owner, &which, port, alias)).await
+    }
+
+    fn publish_synced(
         &self,
         owner: &Owner,
         which: &str,
@@ -290,7 +303,18 @@ impl Host {
     ///
     /// # Errors
     /// `NotFound` when there is nothing of the kind.
-    pub fn unpublish(
+    pub async fn unpublish(
+        &self,
+        owner: &Owner,
+        which: &str,
+        alias: Option<String>,
+        port: Option<u16>,
+    ) -> Result<Vec<Publication>> {
+        let (host, owner, which) = (self.clone(), owner.clone(), which.to_owned());
+        blocking(move || host.unpublish_synced(&owner, &which, alias.as_deref(), port)).await
+    }
+
+    fn unpublish_synced(
         &self,
         owner: &Owner,
         which: &str,

@@ -180,7 +180,10 @@ impl Host {
         }
         let services = &self.inner.services;
         let sealed = services.seal(owner, name, value).await?;
-        let new = services.index().put_secret(owner, name, &sealed, Timestamp::now())?;
+        let (whose, what) = (owner.clone(), name.clone());
+        let put =
+            move |index: &mut meta::Index| Ok(index.put_secret(&whose, &what, &sealed, Timestamp::now())?);
+        let new = services.tell_index(put).await?;
         services.events.host("secret.set", owner, json!({ "secret": name, "new": new }));
         let set = self.secrets(owner)?.into_iter().find(|secret| secret.name == *name);
         Ok((set.ok_or_else(|| missing(name))?, new))
@@ -225,7 +228,8 @@ impl Host {
             .hint("destroy them first, or delete it with --force: they then go on without it"));
         }
         let services = &self.inner.services;
-        services.index().remove_secret(owner, name)?;
+        let (whose, what) = (owner.clone(), name.clone());
+        services.tell_index(move |index| Ok(index.remove_secret(&whose, &what)?)).await?;
         services.events.host("secret.deleted", owner, json!({ "secret": name, "used_by": used_by }));
         Ok(())
     }

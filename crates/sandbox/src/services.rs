@@ -303,20 +303,22 @@ impl Services {
             Some(url) => BackupStore::Url(url.clone()),
             None => BackupStore::Directory(self.store.backups_dir()),
         };
-        let open = async || open_store(place, self.data_dir_id()?).await;
+        let open = async || open_store(place, self.data_dir_id().await?).await;
         self.backups.get_or_try_init(open).await.cloned()
     }
 
     /// What this data directory is called in stores that several hosts may use, made at the first call.
-    pub(crate) fn data_dir_id(&self) -> Result<Nonce> {
-        let mut index = self.index();
-        // One that cannot be read is of no use to anybody.
-        if let Some(name) = index.get_setting(DATA_DIR_ID)?.and_then(|name| name.parse().ok()) {
-            return Ok(name);
-        }
-        let name = Nonce::random();
-        index.set_setting(DATA_DIR_ID, name.as_str())?;
-        Ok(name)
+    pub(crate) async fn data_dir_id(&self) -> Result<Nonce> {
+        self.tell_index(|index| {
+            // One that cannot be read is of no use to anybody.
+            if let Some(name) = index.get_setting(DATA_DIR_ID)?.and_then(|name| name.parse().ok()) {
+                return Ok(name);
+            }
+            let name = Nonce::random();
+            index.set_setting(DATA_DIR_ID, name.as_str())?;
+            Ok(name)
+        })
+        .await
     }
 
     /// Refuses new work that the data root's filesystem has no room for: a machine that meets a full disk stands still,
@@ -325,11 +327,25 @@ impl Services {
         require_space(&self.store, least, what)
     }
 
-    /// The index, for a call that ends in well under a millisecond; one that is synced takes as long as the disk.
+    /// The index, for a call that ends in well under a millisecond.
     pub(crate) fn index(&self) -> MutexGuard<'_, Index> {
-        // A panic while it was held cannot have left a transaction half done.
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        held(&self.index)
     }
+
+    /// The index, for a word that is synced: it takes as long as the disk, so not on this thread.
+    pub(crate) async fn tell_index<T, F>(&self, word: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Index) -> Result<T> + Send + 'static,
+    {
+        let index = Arc::clone(&self.index);
+        blocking(move || word(&mut held(&index))).await
+    }
+}
+
+fn held(index: &Mutex<Index>) -> MutexGuard<'_, Index> {
+    // A panic while it was held cannot have left a transaction half done.
+    index.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn require_space(store: &Store, least: Bytes, what: &str) -> Result<()> {

@@ -244,10 +244,9 @@ impl Host {
 
     /// In the index, then in memory.
     async fn keep(&self, name: &Owner, user: User) -> Result<()> {
-        let (services, row) = (Arc::clone(&self.inner.services), user.row(name));
-        // Synced, so it may take longer than other words to the index.
-        blocking(move || Ok(services.index().put_user(&row)?)).await?;
-        self.inner.services.users.write().insert(name.clone(), user);
+        let (services, row) = (&self.inner.services, user.row(name));
+        services.tell_index(move |index| Ok(index.put_user(&row)?)).await?;
+        services.users.write().insert(name.clone(), user);
         Ok(())
     }
 
@@ -343,8 +342,8 @@ impl Host {
                 return Err(Error::new(ErrorKind::InUse, format!("the user {name} has {has}"))
                     .hint("destroy and delete these first, or delete all of it with --purge"));
             }
-            let (index, gone) = (Arc::clone(services), name.clone());
-            blocking(move || Ok(index.index().remove_user(&gone)?)).await?;
+            let gone = name.clone();
+            services.tell_index(move |index| Ok(index.remove_user(&gone)?)).await?;
             {
                 let mut table = services.users.write();
                 table.by_name.remove(&name);

@@ -97,7 +97,7 @@ pub(crate) async fn publish(
 ) -> Result<(StatusCode, JsonReply<api::Publication>), Refusal> {
     let api::PublishRequest { port, alias } = request;
     let alias = alias.map(|alias| alias.parse()).transpose()?;
-    let (publication, new) = app.host.publish(&owner, &id, port, alias)?;
+    let (publication, new) = app.host.publish(&owner, &id, port, alias).await?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, JsonReply(tell::publication(publication, app.site.as_deref()))))
 }
@@ -152,7 +152,7 @@ pub(crate) async fn unpublish(
 ) -> Result<JsonReply<Vec<api::Publication>>, Refusal> {
     let (alias, port) = (query.text("alias")?, query.number("port")?);
     query.done()?;
-    Ok(JsonReply(listed(&app, app.host.unpublish(&owner, &id, alias.as_deref(), port)?)))
+    Ok(JsonReply(listed(&app, app.host.unpublish(&owner, &id, alias, port).await?)))
 }
 
 fn listed(app: &App, publications: Vec<sandbox::Publication>) -> Vec<api::Publication> {

@@ -35,6 +35,8 @@ const RTA_GATEWAY: u16 = 5;
 
 /// `IFF_UP`.
 const UP: u32 = 1;
+/// `IFF_NOARP`: no ARP, and neither solicitations of neighbours nor their groups in IPv6.
+const BETWEEN_TWO: u32 = 0x80;
 /// `IFA_F_NODAD`: usable at once, without asking the link whether somebody else has it.
 const NO_DAD: u32 = 0x02;
 /// `RT_TABLE_MAIN`, `RTPROT_STATIC`, `RTN_UNICAST`; `RT_SCOPE_UNIVERSE` and `RT_SCOPE_LINK`.
@@ -115,7 +117,8 @@ impl Netlink {
         }
     }
 
-    /// Switches a link on or off, and before that gives it a hardware address and a largest packet.
+    /// Switches a link on or off, and before that gives it a hardware address and a largest packet. One that is on is
+    /// between two: nobody asks there who has which address, and none of its own is announced.
     ///
     /// # Errors
     /// What the kernel says.
@@ -127,7 +130,8 @@ impl Netlink {
         mtu: Option<u32>,
     ) -> io::Result<()> {
         let mut message = Message::new(RTM_SETLINK, REQUEST | ACK);
-        message.bytes(&[0; 4]).u32(link).u32(if up { UP } else { 0 }).u32(UP);
+        message.bytes(&[0; 4]).u32(link).u32(if up { UP | BETWEEN_TWO } else { 0 });
+        message.u32(if up { UP | BETWEEN_TWO } else { UP });
         if let Some(hardware) = hardware {
             message.attribute(IFLA_ADDRESS, &hardware);
         }

@@ -109,6 +109,9 @@ impl MachineSpec {
             // Without a file of its own, which would become part of the machine's memory and be run at each boot. The
             // guest takes an address of its own before it sends anything.
             let mut card = format!("virtio-net-pci,id={NIC},bus=pcie.0,addr=0x5,disable-legacy=on,romfile=");
+            if !self.announces {
+                card.push_str(",guest_announce=off");
+            }
             if nic == Nic::Line {
                 args.pair("-netdev", format!("stream,id={LINE},server=off,addr.type=fd,addr.str={LINE_FD}"));
                 card.push_str(&format!(",netdev={LINE}"));
@@ -286,6 +289,8 @@ mod tests {
             spec.nic = Some(nic);
             golden(&format!("amd64-tcg-nic-{name}.argv"), &spec);
         }
+        spec.announces = true;
+        golden("amd64-tcg-nic-announces.argv", &spec);
         spec.nic = None;
         spec.incoming = true;
         let image = DiskFile::raw("../../images/rootfs-minimal.ext4");

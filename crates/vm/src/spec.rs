@@ -37,6 +37,9 @@ pub struct MachineSpec {
     pub config: Option<PathBuf>,
     /// The network card, and what it is plugged into.
     pub nic: Option<Nic>,
+    /// Whether its guest announces itself on the network when its state was loaded, which is part of that state. Nobody
+    /// on a line for two needs to hear it, and it keeps the guest busy just when it is waited for.
+    pub announces: bool,
     /// Disks on ports, which may come and go while the guest runs; in the order of their ports.
     pub volumes: Vec<VolumeDisk>,
     /// Rate of an emulated guest's time-stamp counter, as from [`host_tsc_khz`](crate::host_tsc_khz); when missing, the
@@ -143,6 +146,7 @@ pub(crate) mod testing {
             }),
             config: Some("config.ext4".into()),
             nic: None,
+            announces: false,
             volumes: Vec::new(),
             tsc_khz: Some(2_600_000),
             incoming: false,

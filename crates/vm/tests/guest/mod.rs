@@ -119,6 +119,7 @@ impl Home {
             config: Some("config".into()),
             volumes: self.volumes.clone(),
             nic: None,
+            announces: false,
             tsc_khz: vm::host_tsc_khz(),
             incoming,
         }
