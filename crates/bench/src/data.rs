@@ -19,6 +19,16 @@ pub(crate) fn linked(options: &Options) -> Result<TempDir> {
     Ok(dir)
 }
 
+/// The same, with all templates that were made for a daemon in `from` since.
+pub(crate) fn linked_with(options: &Options, from: &Path) -> Result<TempDir> {
+    let prepared = open(&options.data_dir)?;
+    let dir = new_dir(prepared.root())?;
+    open(from)?.link_into(dir.path()).during("linking what another daemon has")?;
+    // That daemon writes to its own.
+    fs::copy(prepared.db_path(), dir.path().join("bhatti.db")).during("copying the index")?;
+    Ok(dir)
+}
+
 /// On another filesystem: a copy with the same holes, its images stored there as `setup` would store them.
 pub(crate) fn copied(options: &Options, at: &Path) -> Result<TempDir> {
     let prepared = open(&options.data_dir)?;

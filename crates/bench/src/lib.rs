@@ -4,6 +4,7 @@
 //! and maximum, and the ratio of the medians beside the target.
 
 mod compare;
+mod crowd;
 mod daemon;
 mod data;
 mod density;
@@ -18,6 +19,7 @@ mod phases;
 mod place;
 mod plot;
 mod progress;
+mod random;
 mod reference;
 mod resident;
 mod sample;

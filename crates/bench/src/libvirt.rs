@@ -4,12 +4,14 @@
 //! libvirt is asked, changed or left behind.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
 use crate::error::{During as _, Error, Result};
@@ -18,6 +20,9 @@ use crate::reference::{Parts, Reference};
 const DOMAIN: &str = "bhatti-bench";
 const CONFIGURATION: &str = "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\nnamespaces = []\n\
                              cgroup_controllers = []\nremember_owner = 0\nstdio_handler = \"file\"\n";
+
+/// How long virsh may take over one command. A boot, the longest, takes seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What one life of libvirt's domain took.
 pub(crate) struct Life {
@@ -33,8 +38,10 @@ pub(crate) struct Life {
 pub(crate) struct Libvirt {
     child: Child,
     input: ChildStdin,
-    output: BufReader<ChildStdout>,
+    output: ChildStdout,
     asked: usize,
+    /// It did not answer, and is not asked again.
+    stuck: bool,
     dir: TempDir,
 }
 
@@ -65,7 +72,7 @@ impl Libvirt {
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Error::new(DURING, "it has no input or output"));
         };
-        let mut virsh = Self { child, input, output: BufReader::new(output), asked: 0, dir };
+        let mut virsh = Self { child, input, output, asked: 0, stuck: false, dir };
         virsh.ask("version").during(DURING)?;
         Ok(virsh)
     }
@@ -77,17 +84,29 @@ impl Libvirt {
     /// Has it execute a command and returns when that is done.
     fn ask(&mut self, command: &str) -> Result<()> {
         let during = format!("virsh {command}");
+        if self.stuck {
+            return Err(Error::new(during, "virsh does not answer any more"));
+        }
         self.asked += 1;
         // It repeats what it is told, with as many blanks as were typed, and says it with one.
         let done = format!("end of {};", self.asked);
         let before = self.log().len();
         writeln!(self.input, "{command}\necho '{}'", done.replace(' ', "'  '")).during(&during)?;
         self.input.flush().during(&during)?;
-        let mut said = Vec::new();
+        let (mut said, mut piece, until) = (Vec::new(), [0; 4096], Instant::now() + PATIENCE);
         while !String::from_utf8_lossy(&said).contains(&done) {
-            if self.output.read_until(b';', &mut said).during(&during)? == 0 {
+            let left = Timespec::try_from(until.saturating_duration_since(Instant::now()));
+            let left = left.map_err(|error| Error::new(&during, error))?;
+            let ready = poll(&mut [PollFd::new(&self.output, PollFlags::IN)], Some(&left));
+            if ready.map_err(std::io::Error::from).during(&during)? == 0 {
+                self.stuck = true;
+                return Err(Error::new(during, format!("no answer within {} s", PATIENCE.as_secs())));
+            }
+            let len = self.output.read(&mut piece).during(&during)?;
+            if len == 0 {
                 return Err(Error::new(during, self.log()));
             }
+            said.extend(&piece[..len]);
         }
         // It warns there, too, of what is said in its configuration.
         let said = self.log();
@@ -98,6 +117,18 @@ impl Libvirt {
             .filter(|line| line.starts_with("error:"))
             .collect();
         if errors.is_empty() { Ok(()) } else { Err(Error::new(during, errors.join("; "))) }
+    }
+
+    /// Ends it with what it has started, without its help.
+    fn kill(&self) {
+        let pid = |text: String| text.trim().parse().ok().and_then(Pid::from_raw);
+        let machine = fs::read_to_string(self.path(&format!("run/qemu/{DOMAIN}.pid"))).ok().and_then(pid);
+        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _gone = kill_process_group(group, Signal::KILL);
+        }
+        if let Some(machine) = machine {
+            let _gone = kill_process(machine, Signal::KILL);
+        }
     }
 
     fn log(&self) -> String {
@@ -113,8 +144,9 @@ impl Libvirt {
         let lived = self.lived(reference, &socket);
         // In whatever state it is; where it is not running any more there is nothing to end.
         let _ended = self.ask(&format!("destroy {DOMAIN}"));
-        self.ask(&format!("undefine {DOMAIN} --managed-save"))?;
-        lived
+        let forgotten = self.ask(&format!("undefine {DOMAIN} --managed-save"));
+        let life = lived?;
+        forgotten.map(|()| life)
     }
 
     fn lived(&mut self, reference: &Reference, socket: &Path) -> Result<Life> {
@@ -136,6 +168,9 @@ impl Libvirt {
 impl Drop for Libvirt {
     fn drop(&mut self) {
         // A domain that is there still ends first; what fails here fails on the way out and has nobody to tell.
+        if self.stuck {
+            self.kill();
+        }
         let _told = writeln!(self.input, "destroy {DOMAIN}\nquit");
         let _sent = self.input.flush();
         let _ended = self.child.wait();

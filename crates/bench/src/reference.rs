@@ -163,7 +163,7 @@ impl Reference {
             root: Some(root),
             // The state that is loaded has one.
             nic: Some(Nic::Nothing),
-            announces: false,
+            announces: spec.machine.devices.iter().any(|device| device.kind == "virtio-net"),
             tsc_khz: None,
             ..self.spec(true)?
         };

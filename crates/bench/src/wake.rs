@@ -82,7 +82,8 @@ pub(crate) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>
 fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &Result<()>) -> Result<Found> {
     make(daemon)?;
     let reference = Reference::new(daemon.data_dir())?;
-    let unconfined = Daemon::start_with(options, data::linked(options)?, &["--confine", "off"], progress)?;
+    let beside = data::linked_with(options, daemon.data_dir())?;
+    let unconfined = Daemon::start_with(options, beside, &["--confine", "off"], progress)?;
     make(&unconfined)?;
     let mut seen = Wakes::default();
     for run in 1..=options.runs {
@@ -102,8 +103,8 @@ fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &
     }
     daemon.delete("wakes")?;
     drop(unconfined);
-    let ahead = ahead(options, progress, may_drop)?;
-    let read_ahead = read_ahead(options, progress, may_drop)?;
+    let ahead = ahead(daemon, options, progress, may_drop)?;
+    let read_ahead = read_ahead(daemon, options, progress, may_drop)?;
     let (cold, ahead_cold) = match may_drop {
         Ok(()) => (
             Row::new("wake, 1024 MiB, cold page cache", "ms", seen.cold.clone())
@@ -149,8 +150,9 @@ fn wakes(daemon: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &
 
 /// Wakes in a VMM that was started ahead. Not in turn with the others: a VMM that waits keeps in memory what another one
 /// would have to read.
-fn ahead(options: &Options, progress: Progress<'_>, may_drop: &Result<()>) -> Result<Wakes> {
-    let daemon = Daemon::start_with(options, data::linked(options)?, &["--spare-vmms", "1"], progress)?;
+fn ahead(first: &Daemon, options: &Options, progress: Progress<'_>, may_drop: &Result<()>) -> Result<Wakes> {
+    let dir = data::linked_with(options, first.data_dir())?;
+    let daemon = Daemon::start_with(options, dir, &["--spare-vmms", "1"], progress)?;
     make(&daemon)?;
     let mut seen = Wakes::default();
     for run in 1..=options.runs {
@@ -167,7 +169,12 @@ fn ahead(options: &Options, progress: Progress<'_>, may_drop: &Result<()>) -> Re
 
 /// Wakes with nothing read ahead, with what the wake before touched, and with every file of which it touched a page, in
 /// turn: each by a daemon of its own, whose sandbox sleeps while others are looked at.
-fn read_ahead(options: &Options, progress: Progress<'_>, may_drop: &Result<()>) -> Result<Found> {
+fn read_ahead(
+    first: &Daemon,
+    options: &Options,
+    progress: Progress<'_>,
+    may_drop: &Result<()>,
+) -> Result<Found> {
     const WAYS: [(&str, &str); 3] = [
         ("off", "nothing read ahead"),
         ("auto", "what the wake before touched read ahead"),
@@ -175,7 +182,8 @@ fn read_ahead(options: &Options, progress: Progress<'_>, may_drop: &Result<()>) 
     ];
     let mut series = Vec::new();
     for (way, _) in WAYS {
-        let daemon = Daemon::start_with(options, data::linked(options)?, &["--prefetch", way], progress)?;
+        let dir = data::linked_with(options, first.data_dir())?;
+        let daemon = Daemon::start_with(options, dir, &["--prefetch", way], progress)?;
         make(&daemon)?;
         if way != "off" {
             until_noted(&daemon)?;

@@ -11,6 +11,7 @@ use std::net::{IpAddr, ToSocketAddrs as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustix::process::DumpableBehavior;
@@ -85,15 +86,37 @@ struct Shared {
     host: RwLock<HashSet<IpAddr>>,
     /// Answers of this process and what comes from passt must not fall into each other.
     to_guest: Mutex<UnixStream>,
+    /// passt, once it is there.
+    passt: Mutex<Option<Child>>,
 }
 
 impl Shared {
     fn to_guest(&self) -> MutexGuard<'_, UnixStream> {
         self.to_guest.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn passt(&self) -> MutexGuard<'_, Option<Child>> {
+        self.passt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends passt, and waits for it: not every host has somebody who buries what others leave. Held until the process
+    /// ends, so that none is started any more.
+    fn end_passt(&self) -> MutexGuard<'_, Option<Child>> {
+        let mut passt = self.passt();
+        if let Some(passt) = passt.as_mut() {
+            // That it is gone already is as good.
+            let _ended = passt.kill().and_then(|()| passt.wait());
+        }
+        passt
+    }
+
+    fn exit(&self, status: i32) -> ! {
+        let _ended = self.end_passt();
+        std::process::exit(status)
+    }
 }
 
-/// passt, once it is there.
+/// The way to passt.
 struct World<'a> {
     passt: &'a Path,
     own: Address,
@@ -102,10 +125,11 @@ struct World<'a> {
 
 impl World<'_> {
     /// The line to passt, which is started if it is not there; `listen` then hears what comes from it.
-    fn line(&mut self, listen: impl FnOnce(UnixStream)) -> io::Result<&mut UnixStream> {
+    fn line(&mut self, shared: &Shared, listen: impl FnOnce(UnixStream)) -> io::Result<&mut UnixStream> {
         if self.line.is_none() {
             let (ours, passts) = UnixStream::pair()?;
-            start_passt(self.passt, passts, &self.own).map_err(io::Error::other)?;
+            let mut passt = shared.passt();
+            *passt = Some(start_passt(self.passt, passts, &self.own).map_err(io::Error::other)?);
             listen(ours.try_clone()?);
             self.line = Some(ours);
         }
@@ -139,13 +163,14 @@ pub fn relay(passt: &Path, orders: Orders) -> Result<()> {
         reach: RwLock::new(named),
         host: RwLock::new(host),
         to_guest: Mutex::new(vmm.try_clone().map_err(io("the VMM's end"))?),
+        passt: Mutex::new(None),
     });
     let follower = Arc::clone(&shared);
     std::thread::spawn(move || {
         loop {
             let seen = news.wait_for_news().and_then(|()| host_addresses());
             // Who does not know the host's addresses any more must not let anything through.
-            let Ok(addresses) = seen else { std::process::exit(1) };
+            let Ok(addresses) = seen else { follower.exit(1) };
             *follower.host.write().unwrap_or_else(PoisonError::into_inner) = addresses;
         }
     });
@@ -164,7 +189,7 @@ pub fn relay(passt: &Path, orders: Orders) -> Result<()> {
         let (siblings, courier) = (Arc::clone(&shared), Arc::clone(&shared));
         std::thread::spawn(move || {
             let _gone = from_siblings(&siblings, Pacer::new(rate));
-            std::process::exit(0);
+            siblings.exit(0);
         });
         std::thread::spawn(move || courier.switch.as_ref().map(Switch::deliver));
     }
@@ -172,10 +197,11 @@ pub fn relay(passt: &Path, orders: Orders) -> Result<()> {
         let inward = Arc::clone(&shared);
         std::thread::spawn(move || {
             let _gone = to_guest(line, &inward, has_names, Pacer::new(rate));
-            std::process::exit(0);
+            inward.exit(0);
         });
     };
     let gone = from_guest(vmm, World { passt, own, line: None }, listen, &shared, Pacer::new(rate));
+    drop(shared.end_passt());
     // That the VMM or passt is gone is how it ends; that passt could not be started is what to tell.
     gone.err().and_then(|error| error.downcast().ok()).map_or(Ok(()), Err)
 }
@@ -231,7 +257,7 @@ fn from_guest(
         }
         pacer.wait(passed.len() + to_siblings, packets);
         if !passed.is_empty() {
-            world.line(&listen)?.write_all(&passed)?;
+            world.line(shared, &listen)?.write_all(&passed)?;
             passed.clear();
         }
         if !answers.is_empty() {

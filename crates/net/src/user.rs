@@ -86,17 +86,15 @@ fn runs(file: &Path) -> bool {
     file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// Starts passt at the end of a line, as whoever this process is, with its standard error.
+/// Starts passt at the end of a line, as whoever this process is, with its standard error. It ends with the line.
 ///
 /// # Errors
 /// `Spawn`.
-pub(crate) fn start_passt(program: &Path, line: UnixStream, own: &Address) -> Result<()> {
+pub(crate) fn start_passt(program: &Path, line: UnixStream, own: &Address) -> Result<std::process::Child> {
     let mut command = std::process::Command::new(program);
     command.args(arguments(own, host_has_v6())).current_dir("/");
     command.stdin(Stdio::from(OwnedFd::from(line))).stdout(Stdio::null()).env_clear();
-    // Nobody waits for it: this process ends when it does.
-    let spawned = command.spawn().map_err(|source| Error::Spawn { program: program.to_owned(), source });
-    spawned.map(drop)
+    command.spawn().map_err(|source| Error::Spawn { program: program.to_owned(), source })
 }
 
 /// Standard input is the line; nothing is handed out (the agent is told all there is to know), nothing is listened on,

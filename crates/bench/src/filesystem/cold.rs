@@ -1,22 +1,19 @@
 //! What many cold sandboxes take on the disk, and whether `usage` tells the same as the filesystem.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use serde_json::json;
 
 use super::accounts::{self, Standing};
 use super::artefacts;
 use super::{Across, Bed, Found};
+use crate::crowd;
 use crate::error::{Error, Result};
 use crate::sample::{Sample, mib};
 use crate::table::{Row, Target};
 
 /// Sandboxes for each run asked for.
-const A_RUN: usize = 20;
+const A_RUN: usize = 15;
 /// Whose they are, in turn.
 const USERS: usize = 6;
-/// Made at the same time: what waits for the guest need not wait alone.
-const AT_ONCE: usize = 3;
 
 pub(super) fn measure(bed: &Bed<'_>, across: &mut Across) -> Result<Found> {
     let count = bed.options.runs * A_RUN;
@@ -54,35 +51,21 @@ pub(super) fn measure(bed: &Bed<'_>, across: &mut Across) -> Result<Found> {
 }
 
 fn fill(bed: &Bed<'_>, count: usize) -> Result<()> {
-    let next = AtomicUsize::new(0);
-    let work = || -> Result<()> {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= count {
-                return Ok(());
-            }
-            if number.is_multiple_of(50) {
-                bed.progress.step(&format!("{}: cold sandboxes: {number} of {count}", bed.fs))?;
-            }
-            bed.progress.go_on()?;
-            let name = format!("cold-{number}");
-            let owner = format!("owner=user-{}", number % USERS);
-            let post = |verb: &str, body| bed.daemon.post(&format!("/sandboxes{verb}?{owner}"), &body);
-            post("", json!({ "name": name }))?;
-            let write = "dd if=/dev/urandom of=/root/data bs=1M count=1 conv=fsync status=none";
-            let cmd = ["sh", "-ec", write];
-            let wrote = post(&format!("/{name}/exec"), json!({ "cmd": cmd, "user": "root" }))?;
-            if wrote["exit_code"] != 0 {
-                return Err(Error::new(write, wrote));
-            }
-            post(&format!("/{name}/stop"), json!({}))?;
+    crowd::each(0..count, |number| {
+        if number.is_multiple_of(50) {
+            bed.progress.step(&format!("{}: cold sandboxes: {number} of {count}", bed.fs))?;
         }
-    };
-    std::thread::scope(|scope| {
-        let all: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
-        all.into_iter()
-            .map(|one| one.join().map_err(|_| Error::new("making sandboxes", "a thread panicked"))?)
-            .collect::<Result<Vec<()>>>()
-    })?;
-    Ok(())
+        bed.progress.go_on()?;
+        let name = format!("cold-{number}");
+        let owner = format!("owner=user-{}", number % USERS);
+        let post = |verb: &str, body| bed.daemon.post(&format!("/sandboxes{verb}?{owner}"), &body);
+        post("", json!({ "name": name }))?;
+        let write = "dd if=/dev/urandom of=/root/data bs=1M count=1 conv=fsync status=none";
+        let cmd = ["sh", "-ec", write];
+        let wrote = post(&format!("/{name}/exec"), json!({ "cmd": cmd, "user": "root" }))?;
+        if wrote["exit_code"] != 0 {
+            return Err(Error::new(write, wrote));
+        }
+        post(&format!("/{name}/stop"), json!({})).map(drop)
+    })
 }

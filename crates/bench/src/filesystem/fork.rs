@@ -11,7 +11,7 @@ use crate::reference::Reference;
 use crate::sample::{Sample, ms};
 use crate::table::{Row, Target};
 
-const BOOTS: usize = 4;
+const BOOTS: usize = 3;
 
 pub(super) fn measure(bed: &Bed<'_>, _across: &mut Across) -> Result<Found> {
     let reference = Reference::new(bed.daemon.data_dir())?;

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::{Across, Bed, Found};
 use crate::error::Result;
 use crate::phases::Phases;
+use crate::random;
 use crate::sample::{Sample, ms};
 use crate::table::{Row, Target};
 
@@ -29,9 +30,8 @@ impl Sleeper {
         bed.create(name)?;
         // Files in memory: the guest keeps every byte of them and nothing can be dropped.
         let mount = "mkdir -p /run/data; mount -t tmpfs -o size=400m tmpfs /run/data";
-        let fill = format!("dd if=/dev/urandom of=/run/data/private bs=1M count={private_mib} status=none");
         bed.sh(name, mount)?;
-        bed.sh(name, &fill)?;
+        bed.sh(name, &random::fill("/run/data/private", private_mib))?;
         let mut sleeper = Self::unmeasured(name, change);
         if change {
             // The first sleep writes a base of its own; what changes later is written anew at the same place, so that

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::{Across, Bed, Found};
 use crate::error::{During as _, Error, Result};
+use crate::random;
 use crate::sample::{Sample, mib};
 use crate::table::{Row, Target};
 
@@ -18,8 +19,7 @@ pub(super) fn measure(bed: &Bed<'_>, _across: &mut Across) -> Result<Found> {
         return Ok(Found { rows: vec![Row::missing(step, why)], notes: Vec::new() });
     }
     bed.create("seed")?;
-    let fill = format!("dd if=/dev/urandom of=/dev/shm/data bs=1M count={MEMORY_MIB} status=none");
-    bed.sh("seed", &fill)?;
+    bed.sh("seed", &random::fill("/dev/shm/data", MEMORY_MIB))?;
     bed.daemon.post("/sandboxes/seed/snapshots", &json!({ "name": "seed" }))?;
     bed.daemon.delete("seed")?;
     let (mut one, mut many) = (Sample::default(), Sample::default());

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::{Across, Bed, Found};
 use crate::error::{Error, Result};
+use crate::random;
 use crate::sample::Sample;
 use crate::table::{Row, Target};
 
@@ -17,7 +18,7 @@ pub(super) fn measure(bed: &Bed<'_>, _across: &mut Across) -> Result<Found> {
     bed.daemon.post("/volumes", &json!({ "name": "written", "size_mb": VOLUME_MIB }))?;
     let volumes = json!([{ "name": "written", "mount": "/data" }]);
     bed.daemon.post("/sandboxes", &json!({ "name": "writer", "keep_hot": true, "volumes": volumes }))?;
-    bed.sh("writer", &format!("head -c {DATA_MIB}M /dev/urandom > /data/old; sync"))?;
+    bed.sh("writer", &format!("{}; sync", random::fill("/data/old", DATA_MIB)))?;
     // Some MiB a second that never cease: each round is written through to the disk.
     let writer = "while :; do head -c 1M /dev/urandom > /data/new; sync /data/new; done";
     let detached = json!({ "cmd": ["sh", "-c", writer], "user": "root", "detach": true });

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::{Growing, alone, count, figure};
 use crate::Options;
+use crate::crowd;
 use crate::daemon::Daemon;
 use crate::density::{READ, allocated, cached};
 use crate::error::{During as _, Result};
@@ -25,22 +26,23 @@ pub(super) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>
     }
     let mut ours = Growing::new("cold sandboxes, all their files");
     let mut copies = Growing::new("as many copies of the image (computed)");
-    let mut all = 0;
+    let (mut all, mut made) = (0, 0);
     let most = COLD[COLD.len() - 1].min(options.runs * A_RUN);
-    for number in 1..=most {
-        progress.go_on()?;
-        if number % 20 == 1 {
-            progress.step(&format!("scaling: cold sandboxes: {number} of {most}"))?;
+    for number in COLD.into_iter().filter(|number| *number <= most) {
+        progress.step(&format!("scaling: cold sandboxes: {number} of {most}"))?;
+        crowd::each(made..number, |one| {
+            progress.go_on()?;
+            let name = name(one);
+            daemon.post("/sandboxes", &json!({ "name": name }))?;
+            daemon.exec(&name, &["true"])?;
+            daemon.post(&format!("/sandboxes/{name}/stop"), &json!({})).map(drop)
+        })?;
+        for one in made..number {
+            all += allocated(&daemon.sandbox_dir(&name(one))?)?;
         }
-        let name = format!("clone-{number}");
-        daemon.post("/sandboxes", &json!({ "name": name }))?;
-        daemon.exec(&name, &["true"])?;
-        daemon.post(&format!("/sandboxes/{name}/stop"), &json!({}))?;
-        all += allocated(&daemon.sandbox_dir(&name)?)?;
-        if COLD.contains(&number) {
-            ours.push(count(number), alone(mib(all)));
-            copies.push(count(number), alone(mib(images) * count(number)));
-        }
+        made = number;
+        ours.push(count(number), alone(mib(all)));
+        copies.push(count(number), alone(mib(images) * count(number)));
     }
     daemon.clear()?;
     progress.step("scaling: page cache of readers of one image")?;
@@ -48,19 +50,21 @@ pub(super) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>
     let mut cache = Growing::new("page cache of image and disks");
     let mut apart = Growing::new("the first one's, times their number (computed)");
     let mut one = 0.0;
-    for number in 1..=READERS[READERS.len() - 1] {
-        progress.go_on()?;
-        let name = format!("reader-{number}");
-        daemon.post("/sandboxes", &json!({ "name": name, "keep_hot": true }))?;
-        daemon.exec(&name, &["sh", "-c", READ])?;
+    let mut made = 0;
+    for number in READERS {
+        crowd::each(made..number, |reader| {
+            progress.go_on()?;
+            let name = format!("reader-{reader}");
+            daemon.post("/sandboxes", &json!({ "name": name, "keep_hot": true }))?;
+            daemon.exec(&name, &["sh", "-c", READ]).map(drop)
+        })?;
+        made = number;
         let now = mib(cached(daemon)?.saturating_sub(before));
         if number == 1 {
             one = now;
         }
-        if READERS.contains(&number) {
-            cache.push(count(number), alone(now));
-            apart.push(count(number), alone(one * count(number)));
-        }
+        cache.push(count(number), alone(now));
+        apart.push(count(number), alone(one * count(number)));
     }
     Ok(vec![
         figure(
@@ -78,6 +82,10 @@ pub(super) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>
             [cache, apart],
         ),
     ])
+}
+
+fn name(number: usize) -> String {
+    format!("clone-{number}")
 }
 
 fn file(path: &std::path::Path) -> Result<u64> {

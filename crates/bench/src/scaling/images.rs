@@ -11,10 +11,11 @@ use crate::error::{Error, Result};
 use crate::images::bhatti;
 use crate::plot::Figure;
 use crate::progress::Progress;
+use crate::random;
 use crate::sample::{Sample, ms};
 
 /// MiB that do not compress, beside the files of the default image.
-const MORE: [usize; 4] = [0, 64, 192, 512];
+const MORE: [u64; 3] = [0, 128, 512];
 
 pub(super) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>) -> Result<Vec<Figure>> {
     let mut create = Growing::new("create to first exec");
@@ -23,8 +24,7 @@ pub(super) fn measure(daemon: &Daemon, options: &Options, progress: Progress<'_>
         progress.step(&format!("scaling: an image with {more} MiB more"))?;
         let image = format!("law-{more}");
         daemon.post("/sandboxes", &json!({ "name": "source" }))?;
-        let fill = format!("dd if=/dev/urandom of=/root/more bs=1M count={more} conv=fsync status=none");
-        daemon.root_script("source", &fill)?;
+        daemon.root_script("source", &format!("{}; sync", random::fill("/root/more", more)))?;
         // A task: the command line waits for it.
         bhatti(daemon, options, &["image", "save", "source", "--name", &image])?;
         daemon.delete("source")?;

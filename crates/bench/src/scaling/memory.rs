@@ -12,6 +12,7 @@ use crate::daemon::Daemon;
 use crate::error::{During as _, Error, Result};
 use crate::plot::Figure;
 use crate::progress::Progress;
+use crate::random;
 use crate::sample::{Sample, mib, ms};
 
 /// MiB that the guest writes, none of which compress. From 64 MiB on a sleep makes a base.
@@ -65,8 +66,8 @@ fn once(daemon: &Daemon, written: u64, at: &mut At) -> Result<()> {
         daemon.root_script(
             NAME,
             &format!(
-                "mkdir -p /run/data; mount -t tmpfs -o size=600m tmpfs /run/data; \
-             dd if=/dev/urandom of=/run/data/private bs=1M count={written} status=none"
+                "mkdir -p /run/data; mount -t tmpfs -o size=600m tmpfs /run/data; {}",
+                random::fill("/run/data/private", written)
             ),
         )?;
     }
