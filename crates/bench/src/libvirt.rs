@@ -4,7 +4,7 @@
 //! libvirt is asked, changed or left behind.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -93,20 +93,15 @@ impl Libvirt {
         let before = self.log().len();
         writeln!(self.input, "{command}\necho '{}'", done.replace(' ', "'  '")).during(&during)?;
         self.input.flush().during(&during)?;
-        let (mut said, mut piece, until) = (Vec::new(), [0; 4096], Instant::now() + PATIENCE);
+        let (mut said, until) = (Vec::new(), Instant::now() + PATIENCE);
         while !String::from_utf8_lossy(&said).contains(&done) {
-            let left = Timespec::try_from(until.saturating_duration_since(Instant::now()));
-            let left = left.map_err(|error| Error::new(&during, error))?;
-            let ready = poll(&mut [PollFd::new(&self.output, PollFlags::IN)], Some(&left));
-            if ready.map_err(std::io::Error::from).during(&during)? == 0 {
-                self.stuck = true;
-                return Err(Error::new(during, format!("no answer within {} s", PATIENCE.as_secs())));
-            }
-            let len = self.output.read(&mut piece).during(&during)?;
-            if len == 0 {
+            let heard = self.hear(until);
+            self.stuck = heard.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
+            let heard = heard.during(&during)?;
+            if heard.is_empty() {
                 return Err(Error::new(during, self.log()));
             }
-            said.extend(&piece[..len]);
+            said.extend(heard);
         }
         // It warns there, too, of what is said in its configuration.
         let said = self.log();
@@ -117,6 +112,32 @@ impl Libvirt {
             .filter(|line| line.starts_with("error:"))
             .collect();
         if errors.is_empty() { Ok(()) } else { Err(Error::new(during, errors.join("; "))) }
+    }
+
+    /// What it says next; nothing when it has ended.
+    fn hear(&mut self, until: Instant) -> io::Result<Vec<u8>> {
+        let left = Timespec::try_from(until.saturating_duration_since(Instant::now()));
+        let left = left.map_err(io::Error::other)?;
+        if poll(&mut [PollFd::new(&self.output, PollFlags::IN)], Some(&left))? == 0 {
+            let why = format!("no answer within {} s", PATIENCE.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+        let mut heard = vec![0; 4096];
+        let len = self.output.read(&mut heard)?;
+        heard.truncate(len);
+        Ok(heard)
+    }
+
+    /// Whether it ends in time, having been told to.
+    fn ends(&mut self) -> bool {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.hear(until) {
+                Ok(heard) if heard.is_empty() => return true,
+                Ok(_more) => {}
+                Err(_late) => return false,
+            }
+        }
     }
 
     /// Ends it with what it has started, without its help.
@@ -168,11 +189,11 @@ impl Libvirt {
 impl Drop for Libvirt {
     fn drop(&mut self) {
         // A domain that is there still ends first; what fails here fails on the way out and has nobody to tell.
-        if self.stuck {
-            self.kill();
-        }
         let _told = writeln!(self.input, "destroy {DOMAIN}\nquit");
         let _sent = self.input.flush();
+        if self.stuck || !self.ends() {
+            self.kill();
+        }
         let _ended = self.child.wait();
     }
 }

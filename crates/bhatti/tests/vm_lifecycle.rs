@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::process::Command;
 use std::thread;
 
+use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 use testkit::{Faults, TestHost};
 
@@ -225,8 +228,15 @@ fn a_restarted_daemon_takes_over_what_runs_and_what_sleeps() {
         .into_iter()
         .filter(|&pid| u32::try_from(pid).unwrap() != host.daemon().pid())
         .collect::<Vec<_>>();
+    let directory = File::open(host.sandbox_dir("asleep")).unwrap();
     host.kill_daemon();
+    // What a VMM is in its first moments, and stays when its daemon dies then: nobody can speak to it yet.
+    flock(&directory, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let mut starting = Command::new("sleep").arg("600").stdin(directory).spawn().unwrap();
     host.start_daemon();
+    let ended = starting.try_wait().unwrap();
+    starting.kill().and_then(|()| starting.wait()).unwrap();
+    assert!(ended.is_some(), "it was let live, with the sandbox's lock");
     let list: Vec<Value> = serde_json::from_value(host.json(&["list"])).unwrap();
     assert_eq!(list.len(), 2);
     assert_eq!(host.json(&["inspect", "alive"])["thermal"], "hot");

@@ -5,7 +5,7 @@
 //!                         fd 1                  fd 0                     fd 0
 //! ```
 //! The relay looks at every packet that the guest sends and lets through what its sandbox may reach; passt, which it
-//! starts with the first of those, opens connections in the guest's place. Neither needs root, and neither knows more than this one sandbox, and in mode
+//! starts with the first of those (and again should it end), opens connections in the guest's place. Neither needs root, and neither knows more than this one sandbox, and in mode
 //! `bridge` the names of its siblings, to whom the relay hands packets itself.
 //!
 //! # Invariants

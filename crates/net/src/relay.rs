@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use rustix::process::DumpableBehavior;
 use sys::host_socket::ProcFdPath;
@@ -39,6 +40,8 @@ pub struct Orders {
     pub rate: Rate,
     /// Its sandbox's own address.
     pub own: Address,
+    /// Whether its guest was told a way by IPv6.
+    pub v6: bool,
     /// Whether siblings are to be reached: they are found in the working directory.
     pub among: bool,
     /// What may be reached in the world.
@@ -50,7 +53,8 @@ impl Orders {
     #[must_use]
     pub fn words(&self) -> Vec<String> {
         let among = if self.among { AMONG } else { ALONE };
-        let first = [self.rate.to_string(), self.own.to_string(), among.to_owned()];
+        let families = if self.v6 { BOTH } else { V4 };
+        let first = [self.rate.to_string(), self.own.to_string(), families.to_owned(), among.to_owned()];
         first.into_iter().chain(self.egress.words()).collect()
     }
 
@@ -59,25 +63,32 @@ impl Orders {
     /// # Errors
     /// What is wrong with them, for people.
     pub fn from_words(words: &[String]) -> std::result::Result<Self, String> {
-        let [rate, own, among, rules @ ..] = words else {
-            return Err("a rate, an address, the company and rules are needed".to_owned());
+        let [rate, own, families, among, rules @ ..] = words else {
+            return Err("a rate, an address, families, the company and rules are needed".to_owned());
+        };
+        let either = |word: &String, yes: &str, no: &str| match word.as_str() {
+            word if word == yes => Ok(true),
+            word if word == no => Ok(false),
+            other => Err(format!("{other}: {yes} or {no}")),
         };
         Ok(Self {
             rate: rate.parse().map_err(|error: types::InvalidSpec| error.to_string())?,
             own: own.parse()?,
-            among: match among.as_str() {
-                AMONG => true,
-                ALONE => false,
-                other => return Err(format!("{other}: {AMONG} or {ALONE}")),
-            },
+            v6: either(families, BOTH, V4)?,
+            among: either(among, AMONG, ALONE)?,
             egress: Egress::from_words(rules).map_err(|error| error.to_string())?,
         })
     }
 }
 
+/// The families of addresses that a guest was told.
+const BOTH: &str = "v6";
+const V4: &str = "v4";
 /// The company of a sandbox.
 const AMONG: &str = "among";
 const ALONE: &str = "alone";
+/// After how long a passt that ended is started again at the earliest: a host may be without any network for a while.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// What both directions look at.
 struct Shared {
@@ -86,8 +97,8 @@ struct Shared {
     host: RwLock<HashSet<IpAddr>>,
     /// Answers of this process and what comes from passt must not fall into each other.
     to_guest: Mutex<UnixStream>,
-    /// passt, once it is there.
-    passt: Mutex<Option<Child>>,
+    /// passt, when it is there; and those before it that are not buried yet.
+    passt: Mutex<Vec<Child>>,
 }
 
 impl Shared {
@@ -95,57 +106,96 @@ impl Shared {
         self.to_guest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn passt(&self) -> MutexGuard<'_, Option<Child>> {
+    fn passt(&self) -> MutexGuard<'_, Vec<Child>> {
         self.passt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends passt, and waits for it: not every host has somebody who buries what others leave. Held until the process
-    /// ends, so that none is started any more.
-    fn end_passt(&self) -> MutexGuard<'_, Option<Child>> {
-        let mut passt = self.passt();
-        if let Some(passt) = passt.as_mut() {
-            // That it is gone already is as good.
-            let _ended = passt.kill().and_then(|()| passt.wait());
-        }
-        passt
+    /// Ends one passt, and waits for it: not every host has somebody who buries what others leave.
+    fn bury(&self, pid: u32) {
+        let passt = {
+            let mut all = self.passt();
+            all.iter().position(|passt| passt.id() == pid).map(|at| all.swap_remove(at))
+        };
+        passt.into_iter().for_each(end);
+    }
+
+    /// Ends every passt. Held until this process ends, so that none is started any more.
+    fn bury_all(&self) -> MutexGuard<'_, Vec<Child>> {
+        let mut all = self.passt();
+        all.drain(..).for_each(end);
+        all
     }
 
     fn exit(&self, status: i32) -> ! {
-        let _ended = self.end_passt();
+        let _none = self.bury_all();
         std::process::exit(status)
     }
+}
+
+fn end(mut passt: Child) {
+    // That it is gone already is as good.
+    let _ended = passt.kill().and_then(|()| passt.wait());
 }
 
 /// The way to passt.
 struct World<'a> {
     passt: &'a Path,
     own: Address,
+    v6: bool,
     line: Option<UnixStream>,
+    /// When it was started last.
+    tried: Option<Instant>,
 }
 
 impl World<'_> {
-    /// The line to passt, which is started if it is not there; `listen` then hears what comes from it.
-    fn line(&mut self, shared: &Shared, listen: impl FnOnce(UnixStream)) -> io::Result<&mut UnixStream> {
-        if self.line.is_none() {
-            let (ours, passts) = UnixStream::pair()?;
-            let mut passt = shared.passt();
-            *passt = Some(start_passt(self.passt, passts, &self.own).map_err(io::Error::other)?);
-            listen(ours.try_clone()?);
-            self.line = Some(ours);
+    /// Hands frames to passt, which is started if it is not there; `listen` then hears what comes from it. What it does
+    /// not take is lost, as on any network.
+    fn send(&mut self, frames: &[u8], shared: &Shared, listen: &impl Fn(UnixStream, u32)) {
+        // One that has ended is found out by telling it something.
+        for _ in 0..2 {
+            if self.line.is_none() {
+                self.line = self.start(shared, listen).unwrap_or_else(|error| {
+                    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+                    let _log_full = writeln!(io::stderr(), "{error}{}", cause.unwrap_or_default());
+                    None
+                });
+            }
+            match self.line.as_mut().map(|line| line.write_all(frames)) {
+                Some(Err(_ended)) => self.line = None,
+                Some(Ok(())) | None => return,
+            }
         }
-        self.line.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Starts it, unless that was tried just now.
+    fn start(&mut self, shared: &Shared, listen: &impl Fn(UnixStream, u32)) -> Result<Option<UnixStream>> {
+        if self.tried.is_some_and(|tried| tried.elapsed() < AGAIN) {
+            return Ok(None);
+        }
+        self.tried = Some(Instant::now());
+        let io = |source| Error::Io { op: "making a line to passt", source };
+        let (ours, passts) = UnixStream::pair().map_err(io)?;
+        let hears = ours.try_clone().map_err(io)?;
+        let mut all = shared.passt();
+        let passt = start_passt(self.passt, passts, &self.own, self.v6)?;
+        let pid = passt.id();
+        all.push(passt);
+        drop(all);
+        listen(hears, pid);
+        Ok(Some(ours))
     }
 }
 
-/// Relays between the VMM at standard input and `passt`, a program that is started when it is needed, until one of them
-/// is gone, letting the rate pass in each direction. What comes faster waits at its sender, whom TCP tells.
+/// Relays between the VMM at standard input and `passt`, a program that is started when it is needed and again when it
+/// has ended, until the VMM is gone, letting the rate pass in each direction. What comes faster waits at its sender, whom
+/// TCP tells.
 ///
 /// # Errors
-/// Standard input is no socket, the host's addresses cannot be read (without knowing them nothing is let through), the
-/// working directory is none where siblings are, or passt could not be started.
+/// Standard input is no socket, the host's addresses cannot be read (without knowing them nothing is let through), or the
+/// working directory is none where siblings are.
 pub fn relay(passt: &Path, orders: Orders) -> Result<()> {
     let io = |op| move |source| Error::Io { op, source };
-    let Orders { rate, own, among, egress } = orders;
+    let Orders { rate, own, v6, among, egress } = orders;
     // Nothing that this process could be made to execute has more rights than it has, and no other of its user, which
     // are the relays of other owners, looks into it.
     rustix::thread::set_no_new_privs(true)
@@ -163,7 +213,7 @@ pub fn relay(passt: &Path, orders: Orders) -> Result<()> {
         reach: RwLock::new(named),
         host: RwLock::new(host),
         to_guest: Mutex::new(vmm.try_clone().map_err(io("the VMM's end"))?),
-        passt: Mutex::new(None),
+        passt: Mutex::default(),
     });
     let follower = Arc::clone(&shared);
     std::thread::spawn(move || {
@@ -193,17 +243,18 @@ pub fn relay(passt: &Path, orders: Orders) -> Result<()> {
         });
         std::thread::spawn(move || courier.switch.as_ref().map(Switch::deliver));
     }
-    let listen = |line: UnixStream| {
+    let listen = |line: UnixStream, passt: u32| {
         let inward = Arc::clone(&shared);
         std::thread::spawn(move || {
+            // It has ended, or the VMM has: then this process does.
             let _gone = to_guest(line, &inward, has_names, Pacer::new(rate));
-            inward.exit(0);
+            inward.bury(passt);
         });
     };
-    let gone = from_guest(vmm, World { passt, own, line: None }, listen, &shared, Pacer::new(rate));
-    drop(shared.end_passt());
-    // That the VMM or passt is gone is how it ends; that passt could not be started is what to tell.
-    gone.err().and_then(|error| error.downcast().ok()).map_or(Ok(()), Err)
+    let world = World { passt, own, v6, line: None, tried: None };
+    let _gone = from_guest(vmm, world, listen, &shared, Pacer::new(rate));
+    drop(shared.bury_all());
+    Ok(())
 }
 
 /// The directory that this process was started in, which is held from now on but not stood in.
@@ -228,7 +279,7 @@ fn host_addresses() -> io::Result<HashSet<IpAddr>> {
 fn from_guest(
     vmm: UnixStream,
     mut world: World<'_>,
-    listen: impl Fn(UnixStream),
+    listen: impl Fn(UnixStream, u32),
     shared: &Shared,
     mut pacer: Pacer,
 ) -> io::Result<()> {
@@ -257,7 +308,7 @@ fn from_guest(
         }
         pacer.wait(passed.len() + to_siblings, packets);
         if !passed.is_empty() {
-            world.line(shared, &listen)?.write_all(&passed)?;
+            world.send(&passed, shared, &listen);
             passed.clear();
         }
         if !answers.is_empty() {
@@ -392,19 +443,20 @@ mod tests {
     fn orders_are_read_as_they_were_written() {
         let own = Address::of(&[7; 32]);
         for (rate, words) in [("1M:20000", &["public"][..]), ("unlimited", &["pypi.org", "10.0.0.0/8"])] {
-            for among in [true, false] {
+            for (v6, among) in [(true, false), (false, true)] {
                 let egress = Egress::from_words(words).unwrap();
-                let orders = Orders { rate: rate.parse().unwrap(), own, among, egress };
+                let orders = Orders { rate: rate.parse().unwrap(), own, v6, among, egress };
                 assert_eq!(Orders::from_words(&orders.words()), Ok(orders));
             }
         }
         let own = own.to_string();
         for bad in [
             &["1M", &own][..],
-            &["1M", "x", "alone", "public"],
-            &["1M", &own, "x", "public"],
-            &["fast", &own, "alone", "public"],
-            &["1M", &own, "alone", "1.1.1.1/40"],
+            &["1M", "x", "v6", "alone", "public"],
+            &["1M", &own, "v5", "alone", "public"],
+            &["1M", &own, "v6", "x", "public"],
+            &["fast", &own, "v6", "alone", "public"],
+            &["1M", &own, "v4", "alone", "1.1.1.1/40"],
         ] {
             let words: Vec<String> = bad.iter().map(|word| (*word).to_owned()).collect();
             assert!(Orders::from_words(&words).is_err(), "{bad:?}");

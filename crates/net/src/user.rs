@@ -90,9 +90,14 @@ fn runs(file: &Path) -> bool {
 ///
 /// # Errors
 /// `Spawn`.
-pub(crate) fn start_passt(program: &Path, line: UnixStream, own: &Address) -> Result<std::process::Child> {
+pub(crate) fn start_passt(
+    program: &Path,
+    line: UnixStream,
+    own: &Address,
+    v6: bool,
+) -> Result<std::process::Child> {
     let mut command = std::process::Command::new(program);
-    command.args(arguments(own, host_has_v6())).current_dir("/");
+    command.args(arguments(own, v6)).current_dir("/");
     command.stdin(Stdio::from(OwnedFd::from(line))).stdout(Stdio::null()).env_clear();
     command.spawn().map_err(|source| Error::Spawn { program: program.to_owned(), source })
 }
@@ -210,6 +215,7 @@ mod tests {
         let orders = Orders {
             rate: types::Rate::UNLIMITED,
             own: Address::of(&[1; 32]),
+            v6: false,
             among: false,
             egress: types::Egress::public(),
         };

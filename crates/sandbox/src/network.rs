@@ -314,6 +314,7 @@ impl Services {
             let orders = Orders {
                 rate: self.config.rates.of_net(manifest),
                 own,
+                v6: net::host_has_v6(),
                 among: among.is_some(),
                 egress: record.egress.clone(),
             };

@@ -6,13 +6,18 @@
 //! | running | alive | it outlived the daemon | taken over; let go if it is paused |
 //! | running | none | host or VMM died | boots from the disk at the next start |
 //! | cold | alive, paused | the daemon died in a stop after the commit, or in a wake before it | the VMM is ended; wakes from memory |
+//! | cold, off | alive, without sockets yet | the daemon died while it started it | the VMM is ended |
 //! | cold | none | asleep | nothing |
 //! | off | alive | the daemon died in a boot before the commit | the VMM is ended |
 //! | none, name taken away | alive | the daemon died in a destroy | the VMM is ended, the directory removed |
 //! | unreadable | any | damaged | refused by name with the file; nothing is touched |
 
+use std::path::Path;
+use std::time::Duration;
+
 use serde_json::json;
 use storage::{Leftover, LeftoverKind, Manifest, RunState};
+use tokio::time::Instant;
 use types::{Boot, CloneMethod, SandboxId, StorageLayout};
 use vm::{Machine, Status};
 
@@ -23,6 +28,10 @@ use crate::host::Host;
 use crate::launch::{self, ATTACH_TIMEOUT};
 use crate::registry::Damaged;
 use crate::services::{Services, blocking};
+
+/// How long a machine that was just started may hold its lock after it was ended, and how often that is looked at.
+const UNHEARD_TIMEOUT: Duration = Duration::from_secs(5);
+const UNHEARD_LOOKS: Duration = Duration::from_millis(5);
 
 /// Registers every sandbox on disk.
 pub(crate) async fn reopen(host: &Host) -> Result<()> {
@@ -98,11 +107,34 @@ async fn end_unowned(store: &storage::Store) -> Result<()> {
                 tracing::info!(path = %left.path.display(), "a machine that is no sandbox's is ended");
                 machine.kill().await?;
             }
-            Ok(None) => {}
+            Ok(None) => {
+                let path = left.path.clone();
+                let held = move || Ok(storage::is_held(&path)?);
+                end_unheard(&left.path, held).await?;
+            }
             Err(error) => {
                 tracing::error!(%error, path = %left.path.display(), "a VMM is there and does not answer")
             }
         }
+    }
+    Ok(())
+}
+
+/// Ends a VMM that the daemon before this one had just started in a directory, and which nobody can speak to: whoever
+/// starts the machine next would find it locked for good.
+async fn end_unheard(dir: &Path, is_held: impl Fn() -> Result<bool> + Clone + Send + 'static) -> Result<()> {
+    // Between fork and exec it is not yet what it will be, and a killed one is not gone at once.
+    let give_up = Instant::now() + UNHEARD_TIMEOUT;
+    while blocking(is_held.clone()).await? {
+        let here = dir.to_owned();
+        if blocking(move || Ok(Machine::end_unheard(&here)?)).await? > 0 {
+            tracing::info!(path = %dir.display(), "a machine that was just being started is ended");
+        }
+        if Instant::now() > give_up {
+            tracing::error!(path = %dir.display(), "somebody holds its lock who is no VMM of this program");
+            break;
+        }
+        tokio::time::sleep(UNHEARD_LOOKS).await;
     }
     Ok(())
 }
@@ -113,6 +145,12 @@ async fn take_over(mut actor: Actor, id: &SandboxId) -> Actor {
         Ok(Some(machine)) => machine,
         Ok(None) => {
             note_loss(&mut actor);
+            if actor.manifest.state != RunState::Running {
+                let dir = actor.dir.clone();
+                if let Err(error) = end_unheard(actor.dir.path(), move || Ok(dir.is_locked()?)).await {
+                    tracing::error!(error = %error.with_causes(), %id, "who holds its lock could not be ended");
+                }
+            }
             return actor;
         }
         Err(error) => {

@@ -212,26 +212,31 @@ impl Host {
     /// # Errors
     /// `NotFound`; `InUse` while a sandbox names it, unless `force`.
     pub async fn delete_secret(&self, owner: &Owner, name: &SecretName, force: bool) -> Result<()> {
-        // No create is between its look at the secrets and its manifest meanwhile.
-        let _alone = self.inner.secrets.write().await;
-        let secret = self.secrets(owner)?.into_iter().find(|secret| secret.name == *name);
-        let used_by = secret.ok_or_else(|| missing(name))?.used_by;
-        if !force && let Some(first) = used_by.first() {
-            let others = match used_by.len() {
-                1 => String::new(),
-                more => format!(" and {} more", more - 1),
-            };
-            return Err(Error::new(
-                ErrorKind::InUse,
-                format!("the secret {name} is used by {first}{others}"),
-            )
-            .hint("destroy them first, or delete it with --force: they then go on without it"));
-        }
-        let services = &self.inner.services;
-        let (whose, what) = (owner.clone(), name.clone());
-        services.tell_index(move |index| Ok(index.remove_secret(&whose, &what)?)).await?;
-        services.events.host("secret.deleted", owner, json!({ "secret": name, "used_by": used_by }));
-        Ok(())
+        let (host, owner, name) = (self.clone(), owner.clone(), name.clone());
+        self.to_the_end(async move {
+            // No create is between its look at the secrets and its manifest meanwhile.
+            let _alone = host.inner.secrets.write().await;
+            let secret = host.secrets(&owner)?.into_iter().find(|secret| secret.name == name);
+            let used_by = secret.ok_or_else(|| missing(&name))?.used_by;
+            if !force && let Some(first) = used_by.first() {
+                let others = match used_by.len() {
+                    1 => String::new(),
+                    more => format!(" and {} more", more - 1),
+                };
+                return Err(Error::new(
+                    ErrorKind::InUse,
+                    format!("the secret {name} is used by {first}{others}"),
+                )
+                .hint("destroy them first, or delete it with --force: they then go on without it"));
+            }
+            let services = &host.inner.services;
+            let (whose, what) = (owner.clone(), name.clone());
+            services.tell_index(move |index| Ok(index.remove_secret(&whose, &what)?)).await?;
+            let detail = json!({ "secret": name, "used_by": used_by });
+            services.events.host("secret.deleted", &owner, detail);
+            Ok(())
+        })
+        .await
     }
 
     /// Refuses a create that names secrets which are not there.

@@ -51,7 +51,7 @@ pub use image::{ImageRecord, Images, NameRemoval, StagedImage, object_from_machi
 pub use kernel::{KernelRecord, Kernels, StagedKernel};
 pub use layer::{LayerSeal, Layers};
 pub use layout_choice::{LayoutChoice, LayoutCost, LayoutMeasurement};
-pub use lock::{DaemonLock, SetupLock};
+pub use lock::{DaemonLock, SetupLock, is_held};
 pub use manifest::{
     DeviceRecord, ImageRef, LayerFormat, LayerRef, MachineRecord, Manifest, MemoryRecord, NetRecord, RamBase,
     RunState, VolumeRef,

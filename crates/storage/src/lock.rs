@@ -140,7 +140,10 @@ fn exclusive(path: &Path) -> Result<File> {
 }
 
 /// Whether a living process holds the lock of this file or directory; one that is not there is held by nobody.
-pub(crate) fn is_held(path: &Path) -> Result<bool> {
+///
+/// # Errors
+/// It cannot be opened.
+pub fn is_held(path: &Path) -> Result<bool> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),

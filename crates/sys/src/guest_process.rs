@@ -98,7 +98,7 @@ pub fn spawn(program: &Program, persona: &Persona) -> io::Result<Pid> {
         isize::from(FAILED)
     };
     let mut stack = vec![0; CHILDS_STACK];
-    // No handler of this process runs in the child.
+    // No handler of this process runs in the child: it has none any more when signals reach it.
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     // SAFETY: this thread waits until the child has another memory or is gone, so what the child borrows is there, and
     // only the child writes to the stack that it is given. It makes system calls only: it allocates nothing and locks
@@ -148,8 +148,12 @@ fn become_persona(streams: &[OwnedFd; 3], persona: &Persona, groups: &[Gid]) -> 
     set_thread_res_uid(uid, uid, uid)?;
     rustix::process::chdir(&*persona.cwd).map_err(|_| CHDIR_REFUSED)?;
     let nix = |errno: nix::errno::Errno| Errno::from_raw_os_error(errno as i32);
-    // What is ignored stays so over an exec, and Rust ignores SIGPIPE. SAFETY: no handler is set.
-    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map_err(nix)?;
+    // What is ignored stays so over an exec, and Rust ignores SIGPIPE; of the others it has handlers, which run in no
+    // child.
+    for signal in [Signal::SIGPIPE, Signal::SIGSEGV, Signal::SIGBUS] {
+        // SAFETY: no handler is set.
+        unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.map_err(nix)?;
+    }
     SigSet::empty().thread_set_mask().map_err(nix)
 }
 
@@ -170,7 +174,8 @@ fn exec(
     for place in places {
         match execve(place, argv) {
             Errno::ACCESS => last = Errno::ACCESS,
-            Errno::NOENT | Errno::NOTDIR => {}
+            // A place that cannot be reached is none.
+            Errno::NOENT | Errno::NOTDIR | Errno::STALE | Errno::NODEV | Errno::TIMEDOUT => {}
             Errno::NOEXEC => {
                 script[1] = place.as_ptr();
                 let _no_shell = execve(SHELL, script);

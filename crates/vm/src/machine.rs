@@ -298,6 +298,16 @@ impl Machine {
         Ok(Some(machine))
     }
 
+    /// Ends what a daemon that died had just started in `dir`: a VMM that holds the lock of that directory, as its standard
+    /// input, and may not have made its sockets yet. How many there were.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn end_unheard(dir: &Path) -> Result<usize> {
+        const OP: &str = "ending a VMM that was just started";
+        process::end_who_reads(dir).map_err(|error| Error::io(OP, dir.display().to_string(), error))
+    }
+
     fn new(
         sockets: ProcFdPath,
         process: Pidfd,

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -86,6 +87,23 @@ pub(crate) fn start(
             Err(Error::io(OP, here(), error))
         }
     }
+}
+
+/// Ends each process whose standard input is that directory.
+pub(crate) fn end_who_reads(dir: &Path) -> std::io::Result<usize> {
+    let wanted = std::fs::metadata(dir)?;
+    let mut ended = 0;
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // Held first, so that what is looked at is what is ended. Any process may end meanwhile.
+        let Ok(process) = Pidfd::open(pid) else { continue };
+        let Ok(input) = std::fs::metadata(format!("/proc/{pid}/fd/0")) else { continue };
+        if (input.dev(), input.ino()) == (wanted.dev(), wanted.ino()) {
+            process.kill()?;
+            ended += 1;
+        }
+    }
+    Ok(ended)
 }
 
 impl Starting {
@@ -210,7 +228,21 @@ pub(crate) fn log_tail(dir: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::cpu_ticks;
+    use super::*;
+
+    #[test]
+    fn who_reads_a_directory_is_ended_and_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let sleep = |input: Stdio| Command::new("sleep").arg("600").stdin(input).spawn().unwrap();
+        let mut starting = sleep(File::open(dir.path()).unwrap().into());
+        let mut other = sleep(Stdio::null());
+        assert_eq!(end_who_reads(dir.path()).unwrap(), 1);
+        assert!(!starting.wait().unwrap().success());
+        assert!(other.try_wait().unwrap().is_none());
+        assert_eq!(end_who_reads(dir.path()).unwrap(), 0);
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
 
     #[test]
     fn processor_time_is_found_behind_any_name() {
