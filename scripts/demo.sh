@@ -75,11 +75,14 @@ timed() {
 }
 inside() { "$bin" exec "$name" -- sh -c "$1"; }
 
-# How many VMMs run in this sandbox's directory.
+# How many VMMs run in this sandbox's directory: a confined one works in a directory below it.
 vmms() {
-    local link count=0
+    local link dir count=0
+    dir=$(readlink -f "$1")
     for link in /proc/[0-9]*/cwd; do
-        [ "$(readlink "$link" 2> /dev/null)" != "$(readlink -f "$1")" ] || count=$((count + 1))
+        case $(readlink "$link" 2> /dev/null) in
+            "$dir" | "$dir"/*) count=$((count + 1)) ;;
+        esac
     done
     echo "$count"
 }

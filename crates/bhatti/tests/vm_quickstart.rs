@@ -1,4 +1,4 @@
-//! What docs/quickstart.md and README.md tell a stranger to type is typed here, word by word.
+//! What docs/quickstart.md and README.md tell a stranger to type is typed here, word by word; and the demo runs.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -60,6 +60,20 @@ fn the_quickstart_does_what_it_says() {
     let installed = home.0.join(".local/bin/bhatti");
     assert!(installed.exists(), "{}", installed.display());
     shell.end();
+    assert!(host.vmm_pids().is_empty(), "machines are left");
+}
+
+#[test]
+fn the_demo_comes_to_its_end() {
+    let host = TestHost::prepared(env!("CARGO_BIN_EXE_bhatti"));
+    let demo = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/demo.sh"))
+        .env("BHATTI", env!("CARGO_BIN_EXE_bhatti"))
+        .env("BHATTI_DATA_DIR", host.data_dir())
+        .output()
+        .unwrap();
+    let [said, complaint] = [&demo.stdout, &demo.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    assert!(demo.status.success(), "{}: {said}{complaint}", demo.status);
+    assert!(said.contains("same boot id, same process, both files, and it counts on"), "{said}");
     assert!(host.vmm_pids().is_empty(), "machines are left");
 }
 
