@@ -40,8 +40,9 @@ bench:
 	@rm -rf docs/plots && mkdir docs/plots
 	@cp target/bench/plots/*.svg docs/plots/ && cp target/bench/performance.md docs/performance.md
 
-# The program, its manual pages, completions for three shells, and a unit that is not enabled.
-install: build
+# The program, its manual pages, completions for three shells, and a unit that is not enabled. BUILT=1 takes the
+# program as it lies in target/release.
+install: $(if $(BUILT),,build)
 	install -D -m 755 target/release/bhatti '$(DESTDIR)$(PREFIX)/bin/bhatti'
 	install -d '$(DESTDIR)$(PREFIX)/share/man/man1' '$(DESTDIR)$(PREFIX)/lib/systemd/system' \
 		'$(DESTDIR)$(PREFIX)/share/bash-completion/completions' '$(DESTDIR)$(PREFIX)/share/zsh/site-functions' \
@@ -54,7 +55,7 @@ install: build
 
 # What `make install` would put in place, as a package. cargo-deb is installed when it is missing.
 deb:
-	@command -v cargo-deb > /dev/null || $(CARGO) install --locked cargo-deb
+	@command -v cargo-deb > /dev/null || $(CARGO) install --locked --quiet cargo-deb
 	@rm -rf target/deb
 	@$(MAKE) --no-print-directory install DESTDIR=target/deb PREFIX=/usr
 	@mkdir target/deb/scripts

@@ -12,8 +12,12 @@ cd "$(dirname "$0")/.."
 package=$(ls -t target/debian/bhatti_*.deb 2> /dev/null | head -n 1)
 [ -n "$package" ] || { echo 'test-deb: error: there is no package; make one with `make deb`' >&2; exit 1; }
 
-work=$(mktemp -d "${TMPDIR:-/var/tmp}/bhatti-deb.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+work=$(mktemp -d "${TMPDIR:-/var/tmp}/bhatti-deb.XXXXXX") child=''
+# The namespaces end with the process that made them.
+cleanup() { [ -z "$child" ] || { kill -KILL "$child" && wait "$child"; } 2> /dev/null || true; rm -rf "$work"; }
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 # Blocks of the quickstart from the second part on: the first one builds and installs, which the package has done.
 # Who types it waits for the daemon's word, and so does this.
 awk '/^## 2\./ { on = 1 } /^```/ { code = on && $0 == "```sh"; next } code' docs/quickstart.md |
@@ -43,5 +47,8 @@ unshare --mount --pid --fork --kill-child --propagation private bash -c '
     mount --rbind /dev "$1/dev"
     mount --rbind /sys "$1/sys"
     mount -t proc proc "$1/proc"
-    exec chroot "$1" /tmp/follow' enter "$work/root"
+    exec chroot "$1" /tmp/follow' enter "$work/root" &
+child=$!
+wait "$child"
+child=''
 echo "test-deb: the package $(basename "$package") works on a clean $suite"

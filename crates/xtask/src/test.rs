@@ -15,13 +15,13 @@ pub struct Options {
     /// Without root there are no loop mounts: test on the filesystem of this checkout only.
     #[arg(long)]
     no_root: bool,
-    /// Only on this filesystem (may be given more than once).
+    /// Only on this filesystem (may be given more than once), and not the Debian package.
     #[arg(long, value_enum)]
     on: Vec<Kind>,
     /// Not the house rules.
     #[arg(long)]
     skip_check: bool,
-    /// Not the tests that boot guests.
+    /// Not the tests that boot guests, and not the Debian package.
     #[arg(long)]
     skip_vm: bool,
     /// The tests that take minutes each, on real guests, and nothing else.
@@ -86,6 +86,12 @@ pub fn run(steps: &Steps, options: &Options) {
                 &[],
             )
         });
+    if root && vm && !options.long && options.on.is_empty() {
+        steps.run("the Debian package, made and installed on a clean Debian", || {
+            steps.program("make", &["--no-print-directory", "deb", "BUILT=1"], &[])?;
+            steps.program::<&str>("scripts/test-deb.sh", &[], &[])
+        });
+    }
     if root && !options.no_root {
         let kinds = match &options.on[..] {
             // How long a sandbox is idle depends on no filesystem.
@@ -104,7 +110,7 @@ pub fn run(steps: &Steps, options: &Options) {
         }
         let _ = std::fs::remove_dir_all(&plain);
         steps.always("what was not tested", || {
-            Ok("ext4, btrfs and xfs side by side: that needs root".to_owned())
+            Ok("ext4, btrfs and xfs side by side, and as a user the Debian package: they need root".to_owned())
         });
     }
 }
