@@ -26,8 +26,9 @@ cat > "$work/follow" << 'END'
 #!/bin/bash
 # In the clean Debian, as its root.
 set -euo pipefail
-apt-get -o APT::Sandbox::User=root update -q
-apt-get -o APT::Sandbox::User=root install -y -q /tmp/bhatti.deb
+apt() { apt-get -q -y -o APT::Sandbox::User=root "$@" > /tmp/apt.log 2>&1 || { cat /tmp/apt.log >&2; return 1; }; }
+apt update
+apt install /tmp/bhatti.deb
 bhatti version
 test -e /usr/share/man/man1/bhatti.1 -o -e /usr/share/man/man1/bhatti.1.gz
 test -e /usr/lib/systemd/system/bhatti.service -o -e /lib/systemd/system/bhatti.service

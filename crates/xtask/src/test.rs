@@ -110,7 +110,8 @@ pub fn run(steps: &Steps, options: &Options) {
         }
         let _ = std::fs::remove_dir_all(&plain);
         steps.always("what was not tested", || {
-            Ok("ext4, btrfs and xfs side by side, and as a user the Debian package: they need root".to_owned())
+            Ok("ext4, btrfs and xfs side by side, and as a user the Debian package: they need root"
+                .to_owned())
         });
     }
 }
