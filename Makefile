@@ -9,7 +9,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 help:
 	@echo 'make build     target/release/bhatti'
 	@echo 'make demo      prepare this host, then create, run, sleep and wake a sandbox'
-	@echo 'make test      all tests, on ext4, btrfs and xfs (needs root; NO_ROOT=1 for the rest)'
+	@echo 'make test      all tests, on ext4, btrfs and xfs, and the package (needs root; NO_ROOT=1 for the rest)'
 	@echo 'make check     the house rules: format, lints, docs, crate graph, sizes'
 	@echo 'make bench     the measured tables, into docs/performance.md'
 	@echo 'make install   into PREFIX ($(PREFIX))'

@@ -13,8 +13,15 @@ package=$(ls -t target/debian/bhatti_*.deb 2> /dev/null | head -n 1)
 [ -n "$package" ] || { echo 'test-deb: error: there is no package; make one with `make deb`' >&2; exit 1; }
 
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/bhatti-deb.XXXXXX") child=''
-# The namespaces end with the process that made them.
-cleanup() { [ -z "$child" ] || { kill -KILL "$child" && wait "$child"; } 2> /dev/null || true; rm -rf "$work"; }
+cleanup() {
+    if [ -n "$child" ]; then
+        # The first process of the namespace takes all others of it along, and `unshare` waits for it.
+        # shellcheck disable=SC2046
+        kill -KILL $(cat "/proc/$child/task/$child/children") 2> /dev/null || kill -KILL "$child" || true
+        wait "$child" 2> /dev/null || true
+    fi
+    rm -rf "$work"
+}
 trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
@@ -49,7 +56,8 @@ unshare --mount --pid --fork --kill-child --propagation private bash -c '
     mount --rbind /sys "$1/sys"
     mount -t proc proc "$1/proc"
     exec chroot "$1" /tmp/follow' enter "$work/root" &
-child=$!
-wait "$child"
+child=$! status=0
+wait "$child" || status=$?
 child=''
+[ "$status" = 0 ] || exit "$status"
 echo "test-deb: the package $(basename "$package") works on a clean $suite"
